@@ -1,0 +1,374 @@
+"""windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
+
+import signal
+import time
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, gpt2_tokenizer, token_array
+from gpt2_lit.corpus import Source, find_files, read_documents
+from gpt2_lit.order import ORDER_VERSION, Position, WindowSampler
+from gpt2_lit.split import Range, split_tokens
+from gpt2_lit.windows import Batch, GPTDatasetV1, as_it_is
+from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab
+
+TOKENIZERS = ("gpt2", "words")
+
+
+class Tokens(NamedTuple):
+    """The tokens of a source, shape (N,), and where each document ends among them."""
+
+    ids: np.ndarray
+    document_ends: list[int]
+
+
+class TimedDataLoader(DataLoader[Batch]):
+    """A DataLoader that counts how long it let the training wait, in ``seconds_waited``."""
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        asked = time.perf_counter()
+        for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    # The place in the data is kept by GPTDataModule. Without these two Lightning warns that a run which stopped within
+    # an epoch cannot go on where it was.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class GPTDataModule(LightningDataModule):
+    """Shuffled windows of a text for training, and windows of other parts of the same text for validation.
+
+    The text becomes tokens; the tokens are split into train and val ranges, so that no token is in both; each range
+    is cut into windows. A batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). The order is a
+    function of the seed and the number of windows trained on: the same for any number of workers, another each epoch,
+    and a run that was stopped goes on with the windows that it has not seen.
+
+    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass is an epoch::
+
+        data = GPTDataModule("tale.txt", context_size=32)
+        data.setup("fit")
+        for input_ids, target_ids in data.train_dataloader(): ...
+
+    Args:
+        source: Text file, folder of .txt and .md files, or several of them, in UTF-8. Several texts are put one behind
+            the other with GPT-2's end of text between them. None is the tale that ships with gpt2_lit.
+        tokenizer: gpt2 (byte pairs, 50,257 ids), or words (an id for each word of the source).
+        context_size: Length of a window, in tokens.
+        stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
+            overlap. Windows of validation and test never overlap, so that each token counts once.
+        batch_size: Windows in a batch, for each process.
+        val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
+        test_source: Text for test and predict, in the forms of source. None is the validation part of source.
+        seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
+            start from other weights see the same data.
+        shuffle: Whether to train in a random order, another each epoch.
+        drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
+        num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
+            that fit into memory.
+        pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
+
+    Raises:
+        ValueError: If a number is out of its range, when the module is made; if the text is too short, not UTF-8 or
+            empty, in ``setup``.
+        FileNotFoundError: If a source does not exist, in ``setup``.
+
+    Example:
+        >>> data = GPTDataModule(context_size=16, batch_size=4)
+        >>> data.setup("fit")
+        >>> input_ids, target_ids = next(iter(data.train_dataloader()))
+        >>> input_ids.shape
+        torch.Size([4, 16])
+    """
+
+    def __init__(
+        self,
+        source: Source | None = None,
+        tokenizer: str = "gpt2",
+        context_size: int = 32,
+        stride: int | None = None,
+        batch_size: int = 8,
+        val_fraction: float = 0.1,
+        test_source: Source | None = None,
+        seed: int = 42,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if tokenizer not in TOKENIZERS:
+            raise ValueError(
+                f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}. Set data.tokenizer."
+            )
+        stride = context_size if stride is None else stride
+        least = {"context_size": 1, "stride": 1, "batch_size": 1, "num_workers": 0}
+        for name, value in (
+            ("context_size", context_size),
+            ("stride", stride),
+            ("batch_size", batch_size),
+            ("num_workers", num_workers),
+        ):
+            if value < least[name]:
+                raise ValueError(f"{name} must be at least {least[name]}, got {value}. Set data.{name}.")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
+        self.source = source
+        self.tokenizer_name = tokenizer
+        self.context_size = context_size
+        self.stride = stride
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.test_source = test_source
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.train_dataset: GPTDatasetV1 | None = None
+        self.val_dataset: GPTDatasetV1 | None = None
+        self.test_dataset: GPTDatasetV1 | None = None
+        self._restored: dict[str, Any] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids in the vocabulary, V. With words it reads the source."""
+        return GPT2_VOCAB_SIZE if self.tokenizer_name == "gpt2" else self.tokenizer.n_vocab
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What made the ids, with ``encode`` and ``decode``."""
+        if self.tokenizer_name == "gpt2":
+            return gpt2_tokenizer()
+        text = "\n".join(document.text for document in read_documents(self.source))
+        return SimpleTokenizerV2(build_vocab(text, special_words=["<|endoftext|>", SimpleTokenizerV2.UNKNOWN]))
+
+    @property
+    def num_tokens(self) -> dict[str, int]:
+        """Tokens in each split that is set up: train, val, test."""
+        return {name: dataset.num_tokens for name, dataset in self._datasets().items()}
+
+    @property
+    def num_windows(self) -> dict[str, int]:
+        """Windows in each split that is set up: train, val, test."""
+        return {name: len(dataset) for name, dataset in self._datasets().items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, encode and split the source, once; ``stage`` may be fit, validate, test, predict, or None for all."""
+        self._restored = {}
+        if self.train_dataset is None:
+            ids, document_ends = self._tokens
+            split = split_tokens(len(ids), self.val_fraction, self.context_size, self.seed, document_ends)
+            self.train_dataset = self._windows(ids, self.stride, split.train)
+            self.val_dataset = self._windows(ids, self.context_size, split.val) if split.val else None
+        if self.val_dataset is None:
+            if stage == "validate":
+                raise ValueError("there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0.")
+            if self.trainer:
+                self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
+        if stage in ("test", "predict", None) and self.test_dataset is None:
+            if self.test_source is None:
+                self.test_dataset = self.val_dataset
+            else:
+                test_ids, _ = self._encode(self.test_source)
+                self.test_dataset = self._windows(test_ids, self.context_size, [Range(0, len(test_ids))])
+                if not len(self.test_dataset):
+                    raise ValueError(
+                        f"test_source is too short: one window needs context_size + 1 = {self.context_size + 1} tokens,"
+                        f" and it has {len(test_ids)}. Lower data.context_size or give more text in data.test_source."
+                    )
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = _set_up(self.train_dataset)
+        sampler = self._train_sampler
+        if not len(sampler):
+            raise ValueError(
+                f"no training batch is full: {sampler.num_replicas} x batch_size {self.batch_size} windows, and the "
+                f"train split has {len(dataset)}. Lower data.batch_size or data.stride, or set data.drop_last to false."
+            )
+        self._check_same_data()
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
+
+    def test_dataloader(self) -> DataLoader:
+        if self.test_dataset is None:
+            raise ValueError(
+                "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
+            )
+        return self._evaluation_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, in windows, and what it is a place in; plain numbers and strings."""
+        if not self.trainer or self.train_dataset is None:
+            return {}
+        epoch, window = self._position()
+        return {"epoch": epoch, "window": window, "batches": self._batches_trained(), **self._identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def summary(self) -> str:
+        """What was read and how it is cut, on a few lines."""
+        train, val = _set_up(self.train_dataset), self.val_dataset
+        files = find_files(self.source)
+        total = train.num_tokens + (val.num_tokens if val else 0)
+        name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]}"
+        if self.source is None:
+            name = f"the tale that ships with gpt2_lit ({files[0].name})"
+        loader = self.train_dataloader()
+        left_out = len(train) - len(loader) * self.batch_size * self._world_size if self.drop_last else 0
+        lines = [
+            ("source", name),
+            ("tokens", f"{total:,} ({self.tokenizer_name}, vocabulary of {self.vocab_size:,})"),
+            ("train", _split_line(train, total)),
+            ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
+            ("batch", f"{self.batch_size} windows x {self.context_size} tokens"),
+            ("epoch", f"{len(loader):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
+        ]
+        return "\n".join(f"  {label:<7} {text}" for label, text in lines)
+
+    def _datasets(self) -> dict[str, GPTDatasetV1]:
+        splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
+        return {name: dataset for name, dataset in splits.items() if dataset is not None}
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return self._encode(self.source)
+
+    def _encode(self, source: Source | None) -> Tokens:
+        """The tokens of all documents of a source, with the end of text between them."""
+        end_of_text = np.array([self._end_of_text], dtype=np.uint32)
+        arrays, ends, num_tokens = [], [], 0
+        for document in read_documents(source):
+            if arrays:
+                arrays.append(end_of_text)
+                num_tokens += 1
+                ends.append(num_tokens)
+            arrays.append(token_array(self.tokenizer, document.text))
+            num_tokens += len(arrays[-1])
+        return Tokens(np.concatenate(arrays), ends)
+
+    @property
+    def _end_of_text(self) -> int:
+        """The id that stands between two documents."""
+        return GPT2_END_OF_TEXT if self.tokenizer_name == "gpt2" else self.tokenizer.vocab["<|endoftext|>"]
+
+    def _windows(self, ids: np.ndarray, stride: int, ranges: list[Range]) -> GPTDatasetV1:
+        return GPTDatasetV1.from_token_ids(ids, self.context_size, stride, ranges)
+
+    def _loader(self, dataset: GPTDatasetV1, sampler: WindowSampler) -> DataLoader:
+        if self.trainer and self.trainer.overfit_batches:
+            # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
+            return DataLoader(dataset, batch_size=self.batch_size)
+        pin_memory = self.pin_memory
+        if pin_memory is None:
+            pin_memory = bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
+        return TimedDataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=as_it_is,
+            pin_memory=pin_memory,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        )
+
+    def _evaluation_loader(self, dataset: GPTDatasetV1) -> DataLoader:
+        rank, world_size = self._rank, self._world_size
+        sampler = WindowSampler(
+            len(dataset), self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
+        )
+        return self._loader(dataset, sampler)
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _train_sampler(self) -> WindowSampler:
+        return WindowSampler(
+            len(_set_up(self.train_dataset)),
+            self.batch_size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last or self._world_size > 1,
+            rank=self._rank,
+            world_size=self._world_size,
+            position=self._position if self.trainer else None,
+        )
+
+    def _batches_trained(self) -> int:
+        # Counted by Lightning, not here: workers prefetch, so what was handed out has not all been trained on.
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+
+    def _position(self) -> Position:
+        """How far the training has come: from where it was restored, the batches since."""
+        restored = Position(self._restored.get("epoch", 0), self._restored.get("window", 0))
+        # The counters are restored after this module: until then they are below what the checkpoint says.
+        batches = max(self._batches_trained() - self._restored.get("batches", 0), 0)
+        return self._train_sampler.after(restored, batches)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a place in the data to mean the same. The batch size may change."""
+        dataset = _set_up(self.train_dataset)
+        return {
+            "order_version": ORDER_VERSION,
+            "windows": len(dataset),
+            "context_size": self.context_size,
+            "stride": self.stride,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "checksum": zlib.crc32(np.array(dataset.ranges).data, zlib.crc32(dataset.token_ids.data)),
+        }
+
+    def _check_same_data(self) -> None:
+        """Refuse to go on with a run on other data: its place would be a place among other windows."""
+        if not self._restored:
+            return
+        differing = {k: (self._restored.get(k), v) for k, v in self._identity.items() if self._restored.get(k) != v}
+        if differing:
+            raise ValueError(
+                "the checkpoint is of a run on other data: "
+                + ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in differing.items())
+                + ". Give the data options of that run (they are in the config.yaml beside its checkpoints), or start "
+                "a new run from its weights: EmbeddingStub.load_from_checkpoint(path)."
+            )
+
+
+def _set_up(dataset: GPTDatasetV1 | None) -> GPTDatasetV1:
+    if dataset is None:
+        raise RuntimeError('the data is not set up yet: call setup("fit") first (the Trainer does it by itself).')
+    return dataset
+
+
+def _split_line(dataset: GPTDatasetV1, total: int) -> str:
+    return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
+
+
+def _leave_ctrl_c_to_the_main_process(worker_id: int) -> None:
+    """The terminal sends Ctrl-C to every process; a worker that died of it would take the run's checkpoint along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,147 @@
+"""(seed, epoch, position) -> which window comes next: a shuffle that is computed, and so can go on anywhere."""
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import DistributedSampler
+
+# A checkpoint is a place in this order: whoever changes a line of permute() must count this up.
+ORDER_VERSION = 1
+_ROUNDS = 8
+_BLOCK_WINDOWS = 4096  # windows whose order is computed at a time
+
+
+def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
+    """The windows that stand at these positions of a shuffled epoch.
+
+    For each seed and epoch this is a permutation of 0 .. num_windows - 1, of which any part can be had without the
+    rest: nothing is stored, nothing has to be sent to other processes, and 10^12 windows cost as little as ten.
+
+    A Feistel network shuffles the numbers of a range that is a power of two; a result beyond ``num_windows`` goes
+    through it again, until it falls inside ("cycle walking", less than two rounds on average).
+    Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002); the mixing constants are those of
+    splitmix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014).
+
+    Example:
+        >>> permute(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
+        [2, 4, 5, 7, 0, 3, 1, 9, 8, 6]
+    """
+    digest = hashlib.blake2b(struct.pack("<qq", seed, epoch), digest_size=8 * _ROUNDS).digest()
+    keys = np.frombuffer(digest, dtype="<u8")
+    bits = max((num_windows - 1).bit_length(), 4)
+    windows = _feistel(positions.astype(np.uint64), bits, keys)
+    while (outside := windows >= num_windows).any():
+        windows[outside] = _feistel(windows[outside], bits, keys)
+    return windows.astype(np.int64)
+
+
+def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    """A permutation of 0 .. 2**bits - 1: each half in turn is changed by a hash of the other, which can be undone."""
+    right_bits = bits // 2
+    left_bits = bits - right_bits
+    left, right = numbers >> right_bits, numbers & ((1 << right_bits) - 1)
+    for i, key in enumerate(keys):
+        if i % 2:
+            right = right ^ (_mix(left ^ key) >> (64 - right_bits))
+        else:
+            left = left ^ (_mix(right ^ key) >> (64 - left_bits))
+    return left << right_bits | right
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    numbers = (numbers ^ (numbers >> 30)) * 0xBF58476D1CE4E5B9
+    numbers = (numbers ^ (numbers >> 27)) * 0x94D049BB133111EB
+    return numbers ^ (numbers >> 31)
+
+
+class Position(NamedTuple):
+    """How far a training has come in its data: ``window`` windows of epoch ``epoch``, by all processes together."""
+
+    epoch: int
+    window: int
+
+
+class WindowSampler(DistributedSampler):
+    """Gives one process its batches of window indices, from any position on, for ``DataLoader(batch_size=None)``.
+
+    The order does not depend on the number of processes: they take equal shares of each global batch, so that two
+    processes with batches of 4 see what one sees with batches of 8. A pass that starts in the middle of an epoch
+    goes on into the next one, so that it is always as long as an epoch.
+
+    It is a DistributedSampler in name only: that is how Lightning knows a sampler that needs no wrapping, and its own
+    would repeat windows to fill the last batch.
+
+    Args:
+        num_windows: Windows in the dataset, W.
+        batch_size: Windows that one process takes at a time, B.
+        seed: Decides the order.
+        shuffle: Whether to permute the windows, in another order each epoch.
+        drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, the
+            processes share them as evenly as can be; with fewer windows than processes, some get none.
+        rank: Which of the processes this is, from 0.
+        world_size: Number of processes.
+        position: Asked at the start of each pass where to begin. None begins pass number k at epoch k.
+    """
+
+    def __init__(
+        self,
+        num_windows: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], Position] | None = None,
+    ) -> None:
+        super().__init__(range(num_windows), world_size, rank, shuffle, seed, drop_last)  # type: ignore[arg-type]
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.global_batch = batch_size * world_size
+        self.position = position
+
+    def __len__(self) -> int:
+        """Batches in one whole epoch."""
+        return self._batches_from(0)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self.position:
+            epoch, window = self.position()
+        else:
+            epoch, window = self.epoch, 0
+            self.epoch += 1
+        remaining = len(self)
+        while remaining:
+            num_batches = min(self._batches_from(window), remaining, max(_BLOCK_WINDOWS // self.global_batch, 1))
+            if not num_batches:
+                epoch, window = epoch + 1, 0
+                continue
+            stop = min(window + num_batches * self.global_batch, self.num_windows)
+            windows = self._windows(epoch, window, stop)
+            for start in range(0, len(windows), self.global_batch):
+                share = np.array_split(windows[start : start + self.global_batch], self.num_replicas)[self.rank]
+                if len(share):
+                    yield share
+            window, remaining = stop, remaining - num_batches
+
+    def after(self, position: Position, num_batches: int) -> Position:
+        """Where a training is that was at ``position`` and has seen ``num_batches`` global batches since."""
+        epoch, window = position
+        left = self._batches_from(window)
+        if num_batches > left:
+            epochs, num_batches = divmod(num_batches - left - 1, len(self))
+            epoch, window, num_batches = epoch + 1 + epochs, 0, num_batches + 1
+        return Position(epoch, min(window + num_batches * self.global_batch, self.num_windows))
+
+    def _batches_from(self, window: int) -> int:
+        """Global batches between a window and the end of its epoch."""
+        full, rest = divmod(self.num_windows - window, self.global_batch)
+        return full + (rest > 0 and not self.drop_last)
+
+    def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        positions = np.arange(start, stop)
+        return permute(positions, self.num_windows, self.seed, epoch) if self.shuffle else positions

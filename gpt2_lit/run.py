@@ -1,0 +1,229 @@
+"""a run -> a folder of its own: curves, config.yaml, and the checkpoints from which it goes on."""
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+LOG_FOLDER = "logs"
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes the curves of a run for TensorBoard, into ``save_dir/version_N``.
+
+    Args:
+        save_dir: Folder of all runs.
+        version: Number of the run, or a name for its folder. None is the next free number, or, with ``--ckpt_path``,
+            the run that goes on.
+    """
+
+    # A signature without **kwargs: what is not an option here is neither in --help nor in config.yaml.
+    def __init__(self, save_dir: str = LOG_FOLDER, version: int | str | None = None) -> None:
+        super().__init__(save_dir, name="", version=version, default_hp_metric=False)
+
+
+def folder_of(trainer: Trainer) -> Path | None:
+    """The folder of a trainer's run; None without a logger, and in a trial with ``fast_dev_run``."""
+    log_dir = trainer.log_dir  # asks the other processes, so that all must ask
+    return Path(log_dir) if log_dir and trainer.loggers and not trainer.fast_dev_run else None
+
+
+def is_run_logger(config: Any) -> bool:
+    """Whether a configured logger is the one above, with its options."""
+    return hasattr(config, "class_path") and config.class_path.endswith(f".{RunLogger.__name__}")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keeps the whole configuration of a run as config.yaml in its folder; one from before is kept as config-N.yaml."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet: a checkpoint that this configuration does not fit would be refused, and its own would be gone."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = folder_of(trainer)
+        if folder is None or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path, aside = folder / "config.yaml", folder / "config.yaml.tmp"
+        config = self.config.clone()
+        config.ckpt_path = None  # with the same options and without these two, it is another run
+        if is_run_logger(config.trainer.logger):
+            config.trainer.logger.init_args.version = None
+        self.parser.save(config, aside, skip_none=False, overwrite=True, multifile=False)
+        if path.exists() and path.read_bytes() != aside.read_bytes():
+            number = 1
+            while (former := folder / f"config-{number}.yaml").exists():
+                number += 1
+            path.rename(former)
+        _put_in_place(aside, path)
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the folder of a run.
+
+    Each is written aside and put in its place when it is whole, so that neither is ever lost nor half done.
+    Without a logger a run has no folder, and nothing is kept.
+
+    The first Ctrl-C or SIGTERM lets the step end, with all batches that it accumulates, saves last.ckpt, and ends the
+    program with status 130 or 143; a second one ends it at once.
+
+    Args:
+        every_n_steps: Optimizer steps from one last.ckpt to the next. It is also kept at the end of each epoch, and
+            when the training ends or is stopped.
+        monitor: Name of the logged value that is lowest for best.ckpt. While it is not logged there is no such file.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}. Set checkpoint.every_n_steps.")
+        self.every_n_steps = every_n_steps
+        self.monitor = monitor
+        self.folder: Path | None = None
+        self.best_score = float("inf")
+        self._seen_step = 0
+        self._signal = 0
+        self._former_handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = folder_of(trainer)
+        self.folder = folder / "checkpoints" if folder else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        self._signal = 0
+        if self.folder and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former_handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Between two steps there is half of an accumulated gradient, which no checkpoint holds.
+        if trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        stop = self._asked_to_stop(trainer)
+        if stop or trainer.should_stop or self._seen_step in (trainer.max_steps, self._next_saving()):
+            self._save(trainer, "last.ckpt")
+        if stop:
+            self._stop()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._asked_to_stop(trainer):
+            self._save(trainer, "last.ckpt")
+            self._stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None and score < self.best_score:
+            self.best_score = float(score)
+            self._save(trainer, "best.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch that max_steps cut off is not over: what was saved at its last step is the state to go on from.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_signals_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._give_signals_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def _next_saving(self) -> int:
+        return -(-self._seen_step // self.every_n_steps) * self.every_n_steps
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if self.folder is None:
+            return
+        path, aside = self.folder / name, self.folder / f"{name}.tmp"
+        trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
+        if trainer.is_global_zero:
+            _put_in_place(aside, path)
+        trainer.strategy.barrier()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            raise SystemExit(128 + number)
+        self._signal = number
+        # Not print(): the signal may have come in the middle of one.
+        os.write(2, b"\nStopping when this step is done. Once more stops at once, and loses what is not saved.\n")
+
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        """Whether a signal came, to this process or another: all must stop at the same step."""
+        if trainer.world_size == 1:
+            return bool(self._signal)
+        return trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False)
+
+    def _stop(self) -> None:
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+    def _give_signals_back(self) -> None:
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
+        self._former_handlers = {}
+
+
+def find_checkpoint(name: str, log_folder: str | Path = LOG_FOLDER) -> Path:
+    """The checkpoint file that ``--ckpt_path`` names: a path, or the newest ``last`` or ``best`` in a log folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if name not in ("last", "best"):
+        path = Path(name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"--ckpt_path: there is no file {path}. Give the path of a .ckpt file, or last or best for that of the "
+                "newest run."
+            )
+        return path
+    found = Path(log_folder).glob(f"*/checkpoints/{name}.ckpt")
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is None:
+        raise FileNotFoundError(
+            f"--ckpt_path {name}: no run in {Path(log_folder).resolve()} has a {name}.ckpt. Leave --ckpt_path out to "
+            "start a run, or give the path of a .ckpt file."
+        )
+    return newest
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to, if it lies in one."""
+    folder = checkpoint.parent.parent
+    return folder if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").exists() else None
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Give a file that was written aside its name, once its bytes are on the disk."""
+    if aside.is_dir():  # a checkpoint that a strategy has sharded
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,106 @@
+"""tokens -> train and val ranges: whole stretches of the text, so that no token is on both sides."""
+
+import math
+import random
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Validation is cut out in stretches of about this many tokens. One stretch loses less than one window of tokens at
+# its end: 3 % at a context of 1024. Many short ones would show more of the text and lose more of it.
+STRETCH_TOKENS = 32_768
+MAX_STRETCHES = 4096  # a store of any size is split in the same few milliseconds
+
+
+class Range(NamedTuple):
+    """The tokens from ``start`` up to, and without, ``stop``."""
+
+    start: int
+    stop: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+
+class Split(NamedTuple):
+    """Disjoint token ranges in reading order."""
+
+    train: list[Range]
+    val: list[Range]
+
+
+def split_tokens(
+    num_tokens: int,
+    val_fraction: float,
+    context_size: int,
+    seed: int,
+    document_ends: Sequence[int] = (),
+) -> Split:
+    """Set stretches of a text aside for validation, at random places that the seed decides.
+
+    Windows are cut after this, inside the ranges: overlapping windows that are split at random put the same tokens on
+    both sides. The split does not depend on the stride nor the batch size, and on the context size only where a text
+    is so short that validation must be enlarged to hold one window, or where the context is beyond 4,000 tokens.
+
+    Args:
+        num_tokens: Length of the text, in tokens.
+        val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
+        context_size: Length of a window, in tokens.
+        seed: Decides where validation lies.
+        document_ends: Where documents end, in tokens, ascending. A stretch begins and ends there if one is near.
+
+    Raises:
+        ValueError: If the text cannot give each side one window of ``context_size + 1`` tokens.
+
+    Example:
+        >>> split_tokens(100, val_fraction=0.2, context_size=4, seed=1)
+        Split(train=[Range(start=20, stop=100)], val=[Range(start=0, stop=20)])
+    """
+    window = context_size + 1
+    val_tokens = max(round(num_tokens * val_fraction), window) if val_fraction else 0
+    if num_tokens - val_tokens < window:
+        val_part = f" and {val_tokens} for val" if val_tokens else ""
+        raise ValueError(
+            f"the text is too short: one window needs context_size + 1 = {window} tokens in train{val_part}, "
+            f"and the text has {num_tokens}. Lower data.context_size{' or data.val_fraction' * bool(val_tokens)}, "
+            "or give more text."
+        )
+    if not val_tokens:
+        return Split([Range(0, num_tokens)], [])
+
+    num_stretches = min(max(val_tokens // max(STRETCH_TOKENS, 8 * window), 1), MAX_STRETCHES)
+    length = val_tokens // num_stretches
+    num_places = max(num_tokens // length, 2)
+    slack = math.floor(min(length / 4, (length - window) / 2))
+
+    val = []
+    for place in _choose(num_places, num_stretches, seed):
+        start = (num_tokens - length) * place // (num_places - 1)
+        val.append(Range(_nearest_end(start, document_ends, slack), _nearest_end(start + length, document_ends, slack)))
+
+    borders = [0, *(border for stretch in val for border in stretch), num_tokens]
+    train = [Range(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if start < stop]
+    assert borders == sorted(borders), "train and val must be disjoint"
+    if all(stretch.num_tokens < window for stretch in train):
+        raise ValueError(
+            f"val_fraction {val_fraction} leaves no stretch of context_size + 1 = {window} tokens for train. "
+            "Lower data.val_fraction or data.context_size."
+        )
+    return Split(train, val)
+
+
+def _choose(num_places: int, num_chosen: int, seed: int) -> list[int]:
+    """Different places, ascending. Python promises that random() never changes; of sample() it does not."""
+    rng = random.Random(seed)
+    chosen: set[int] = set()
+    while len(chosen) < num_chosen:
+        chosen.add(int(rng.random() * num_places))
+    return sorted(chosen)
+
+
+def _nearest_end(position: int, document_ends: Sequence[int], slack: int) -> int:
+    """The document end nearest to a position, or the position itself if none is within ``slack`` tokens."""
+    i = bisect_left(document_ends, position)
+    near = [end for end in document_ends[max(i - 1, 0) : i + 1] if abs(end - position) <= slack]
+    return min(near, key=lambda end: abs(end - position), default=position)

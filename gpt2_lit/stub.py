@@ -1,0 +1,195 @@
+"""norms and losses -> TensorBoard: the LightningModule that trains the embedding, until there is a model around it."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from gpt2_lit.embedding import EmbeddingModule
+from gpt2_lit.norms import mean_norm
+from gpt2_lit.windows import Batch
+
+
+class Perplexity(MeanMetric):
+    """exp of the mean loss: among how many equally likely tokens the model hesitates."""
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
+
+
+class EmbeddingStub(LightningModule):
+    """Trains an EmbeddingModule to tell the next token, through whatever stands in the backbone.
+
+    The objective is GPT-2's: embed the tokens, send the vectors through the backbone, and compare what comes out with
+    every vector of the token table ("tied head"). With no backbone it learns which token follows which, which is all
+    that an embedding alone can know; the next chapters put attention and blocks into its place.
+
+    Logged every ``trainer.log_every_n_steps`` steps: ``train/loss``, ``embedding_norm/token``, ``/position`` and
+    ``/input`` (means of the L2 norms of the batch's vectors; input is what the backbone receives),
+    ``throughput/tokens_per_second`` and ``throughput/data_wait_fraction``. After each validation: ``val/loss`` and
+    ``val/perplexity``.
+
+    Args:
+        vocab_size: Number of token ids, V.
+        embed_dim: Length of a vector, D.
+        context_size: The longest sequence, in tokens.
+        dropout: Share of the embedding's numbers set to zero in training, from 0 to below 1.
+        init: gpt2 (normal with a standard deviation of 0.02 for tokens and 0.01 for positions), or normal (PyTorch's
+            default for an embedding, a standard deviation of 1).
+        backbone: Any module that maps vectors (B, T, D) to vectors (B, T, D), by its import path. None is no module.
+        optimizer: Class of the optimizer, by its import path or name in torch.optim; its arguments (learning rate,
+            weight decay) are options below it. In Python: a function from parameters to an optimizer.
+
+    Example:
+        >>> model = EmbeddingStub(vocab_size=10, embed_dim=4, context_size=5)
+        >>> model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 10])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 50257,
+        embed_dim: int = 64,
+        context_size: int = 32,
+        dropout: float = 0.0,
+        init: Literal["gpt2", "normal"] = "gpt2",
+        backbone: nn.Module | None = None,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = lambda params: torch.optim.AdamW(
+            params, lr=0.003, weight_decay=0.0, fused=True
+        ),
+    ) -> None:
+        super().__init__()
+        # From the command line, backbone and optimizer are kept as the names and arguments that make them; from
+        # Python they are objects, which do not belong into a checkpoint that others shall load.
+        self.save_hyperparameters(ignore="backbone")
+        from_python = callable(self.hparams.get("optimizer"))
+        self.save_hyperparameters(ignore=["backbone", "optimizer"] if from_python else None)
+
+        self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init)
+        self.backbone = nn.Identity() if backbone is None else backbone
+        self.optimizer = optimizer
+        self.val_metrics = MetricCollection({"loss": MeanMetric(), "perplexity": Perplexity()}, prefix="val/")
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+
+    def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """For each place, a score for each token that could come next."""
+        return self._scores(self.embedding(input_ids))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        input_ids, target_ids = batch
+        vectors = self.embedding(input_ids)
+        loss = _next_token_loss(self._scores(vectors), target_ids)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_norms(input_ids, vectors)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Int64[Tensor, "B T"]:
+        """For each place of the windows, the token that is most likely to come next."""
+        return self(batch[0]).argmax(dim=-1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parameters())
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [Throughput()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of a model of other sizes, with the names of the sizes."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        sizes = {
+            "vocab_size": ("embedding.token_embedding.weight", 0),
+            "context_size": ("embedding.position_embedding.weight", 0),
+            "embed_dim": ("embedding.token_embedding.weight", 1),
+        }
+        differing = [
+            f"{name} {theirs[table].shape[dim]} there and {ours[table].shape[dim]} here"
+            for name, (table, dim) in sizes.items()
+            if table in theirs and theirs[table].shape[dim] != ours[table].shape[dim]
+        ]
+        if differing:
+            raise ValueError(
+                f"the checkpoint is of a model of another size: {', '.join(differing)}. Give the options of its run "
+                "(they are in the config.yaml beside its checkpoints), or start a new run without it."
+            )
+
+    def _scores(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        hidden = self.backbone(vectors)
+        if not isinstance(hidden, Tensor) or hidden.shape != vectors.shape:
+            found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise ValueError(
+                f"the backbone {type(self.backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same "
+                f"shape, and gave {found}. Set model.backbone to another, or its arguments to embed_dim."
+            )
+        return F.linear(hidden, self.embedding.token_embedding.weight)
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
+        # The mean weighs each batch by its tokens: the last one may be smaller.
+        metrics.update(_next_token_loss(self(batch[0]), batch[1]), weight=batch[1].numel())
+        self.log_dict(metrics, prog_bar=True)
+
+    @torch.no_grad()
+    def _log_norms(self, input_ids: Int64[Tensor, "B T"], vectors: Float[Tensor, "B T D"]) -> None:
+        token_vectors = self.embedding.token_embedding(input_ids)
+        position_vectors = self.embedding.position_embedding.weight[: input_ids.shape[-1]]
+        self.log("embedding_norm/token", mean_norm(token_vectors))
+        self.log("embedding_norm/position", mean_norm(position_vectors))
+        self.log("embedding_norm/input", mean_norm(vectors.detach()))
+
+
+class Throughput(Callback):
+    """Logs tokens a second, all processes together, and the share of the time spent waiting for data.
+
+    Time for validation does not count. The waiting is measured by :class:`gpt2_lit.datamodule.TimedDataLoader`;
+    with another loader its share is not logged.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.num_tokens += batch[0].numel() * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps or trainer.global_step == self.begun_at_step:
+            return
+        seconds = time.perf_counter() - self.begun
+        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds)
+        waited = _seconds_waited(trainer)
+        if waited is not None:
+            pl_module.log("throughput/data_wait_fraction", min((waited - self.waited) / seconds, 1.0))
+        self._begin(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.begun += time.perf_counter() - self.paused
+
+    def _begin(self, trainer: Trainer) -> None:
+        self.begun = time.perf_counter()
+        self.begun_at_step = trainer.global_step
+        self.num_tokens = 0
+        self.waited = _seconds_waited(trainer) or 0.0
+
+
+def _seconds_waited(trainer: Trainer) -> float | None:
+    return getattr(trainer.train_dataloader, "seconds_waited", None)
+
+
+def _next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the next token, in nats."""
+    return F.cross_entropy(scores.flatten(0, 1), target_ids.flatten())

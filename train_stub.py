@@ -1,0 +1,6 @@
+"""Train the embedding stub: python train_stub.py fit. All of it is in gpt2_lit/, and starts in gpt2_lit/cli.py."""
+
+from gpt2_lit.cli import main
+
+if __name__ == "__main__":
+    main()
