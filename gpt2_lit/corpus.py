@@ -1,7 +1,7 @@
 """what a user points at -> documents: text files and folders of them, read as Python's text mode reads them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_documents(source: Source | None) -> list[Document]:
-    """Every document of a source, in sorted order of the paths. See :func:`find_files` and :func:`read_text`."""
-    return [Document(path, read_text(path)) for path in find_files(source)]
+def read_documents(source: Source | None) -> Iterator[Document]:
+    """The documents of a source one by one, in sorted order of their paths: :func:`find_files`, :func:`read_text`."""
+    for path in find_files(source):
+        yield Document(path, read_text(path))

@@ -115,15 +115,14 @@ class GPTDataModule(LightningDataModule):
                 f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}. Set data.tokenizer."
             )
         stride = context_size if stride is None else stride
-        least = {"context_size": 1, "stride": 1, "batch_size": 1, "num_workers": 0}
-        for name, value in (
-            ("context_size", context_size),
-            ("stride", stride),
-            ("batch_size", batch_size),
-            ("num_workers", num_workers),
+        for name, value, least in (
+            ("context_size", context_size, 1),
+            ("stride", stride, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
         ):
-            if value < least[name]:
-                raise ValueError(f"{name} must be at least {least[name]}, got {value}. Set data.{name}.")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}. Set data.{name}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
         self.source = source
@@ -233,15 +232,15 @@ class GPTDataModule(LightningDataModule):
         name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]}"
         if self.source is None:
             name = f"the tale that ships with gpt2_lit ({files[0].name})"
-        loader = self.train_dataloader()
-        left_out = len(train) - len(loader) * self.batch_size * self._world_size if self.drop_last else 0
+        sampler = self._train_sampler
+        left_out = len(train) - len(sampler) * sampler.global_batch
         lines = [
             ("source", name),
             ("tokens", f"{total:,} ({self.tokenizer_name}, vocabulary of {self.vocab_size:,})"),
             ("train", _split_line(train, total)),
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
             ("batch", f"{self.batch_size} windows x {self.context_size} tokens"),
-            ("epoch", f"{len(loader):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
+            ("epoch", f"{len(sampler):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
@@ -255,7 +254,7 @@ class GPTDataModule(LightningDataModule):
 
     def _encode(self, source: Source | None) -> Tokens:
         """The tokens of all documents of a source, with the end of text between them."""
-        end_of_text = np.array([self._end_of_text], dtype=np.uint32)
+        end_of_text = np.array([self._end_of_text], dtype=np.min_scalar_type(self._end_of_text))
         arrays, ends, num_tokens = [], [], 0
         for document in read_documents(source):
             if arrays:

@@ -1,0 +1,51 @@
+"""What several test files need: the program as a process of its own, and the scalars that it logged."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+PROJECT = Path(__file__).parents[1]
+PROGRAM = [sys.executable, str(PROJECT / "train_stub.py")]
+
+# Steps of a few milliseconds: the ids of the words of the tale, vectors of 8 numbers.
+SMALL = ["--data.tokenizer=words", "--model.embed_dim=8", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
+    """Start train_stub.py with these arguments in an empty folder, its two outputs as one stream of text."""
+
+    def start(*args: str, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*PROGRAM, *args],
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def program(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, str]]:
+    """Run train_stub.py to its end: its exit status, and all that it printed."""
+
+    def program(*args: str, **env: str) -> tuple[int, str]:
+        process = start(*args, **env)
+        output, _ = process.communicate(timeout=200)
+        return process.returncode, output
+
+    return program
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars of a run as TensorBoard reads them: for each tag its (step, value) pairs."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

@@ -1,0 +1,331 @@
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import PROJECT, SMALL, logged
+from torch import Tensor, nn
+
+from gpt2_lit import EmbeddingStub
+from gpt2_lit.cli import main
+
+PETER_RABBIT = PROJECT.parent / "shared" / "data" / "Peter_Rabbit.txt"
+TAGS = {
+    "epoch",
+    "train/loss",
+    "val/loss",
+    "val/perplexity",
+    "embedding_norm/token",
+    "embedding_norm/position",
+    "embedding_norm/input",
+    "throughput/tokens_per_second",
+    "throughput/data_wait_fraction",
+}
+
+
+class Blocks(nn.Module):
+    """A backbone of a reader's own, with a parameter of its own."""
+
+    def __init__(self, num_layers: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.LayerNorm(8) for _ in range(num_layers)])
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.layers(vectors)
+
+
+class CutsOff(nn.Module):
+    """A backbone that changes the shape."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors[..., :-1]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., str]:
+    """Run a command line in this process, in an empty folder: what it printed. Its last error is the exit message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_stub.py"])
+
+    def here(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_stub.py", *args])
+        message = ""
+        try:
+            main()
+        except SystemExit as end:
+            message = "" if end.code in (0, None, 2) else str(end.code)
+        captured = capfd.readouterr()
+        return captured.out + captured.err + message
+
+    return here
+
+
+def test_the_main_job_trains_on_the_shipped_tale_and_says_where_to_look(program: Any, tmp_path: Path) -> None:
+    status, printed = program("fit")
+    assert status == 0
+    assert "Warning" not in printed
+    assert "warn" not in printed.lower()
+    assert re.search(r"tokens +3,956 \(gpt2, vocabulary of 50,257\)", printed)
+    assert "tensorboard --logdir logs" in printed
+    assert "?tagFilter=embedding_norm" in printed
+    assert "fit --ckpt_path logs/version_0/checkpoints/last.ckpt --trainer.max_epochs 12" in printed
+
+    scalars = logged(tmp_path / "logs" / "version_0")
+    assert set(scalars) == TAGS
+    losses = [loss for _, loss in scalars["train/loss"]]
+    assert losses[0] == pytest.approx(10.825, abs=0.1)  # ln(50,257)
+    assert losses[-1] < 7
+    for tag in ("token", "position", "input"):
+        norms = [norm for _, norm in scalars[f"embedding_norm/{tag}"]]
+        assert norms[-1] > 2 * norms[0]
+    config = yaml.safe_load((tmp_path / "logs/version_0/config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 6
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.003
+
+
+def test_two_runs_log_the_same_losses_and_neither_touches_the_files_of_the_other(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    here("fit", *SMALL, "--trainer.max_epochs=2")
+    before = {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*") if path.is_file()}
+    here("fit", *SMALL, "--trainer.max_epochs=2")
+    assert {path: path.read_bytes() for path in before} == before
+    first, second = (logged(tmp_path / "logs" / f"version_{n}") for n in range(2))
+    for tag in TAGS - {"throughput/tokens_per_second", "throughput/data_wait_fraction"}:
+        assert first[tag] == second[tag]
+    here("fit", *SMALL, "--trainer.max_epochs=2", "--seed_everything=7")
+    assert logged(tmp_path / "logs" / "version_2")["train/loss"] != first["train/loss"]
+
+
+@pytest.mark.skipif(not PETER_RABBIT.exists(), reason="needs The Tale of Peter Rabbit beside the project")
+def test_it_trains_on_the_text_of_the_series(here: Callable[..., str]) -> None:
+    printed = here("fit", f"--data.source={PETER_RABBIT}", "--model.embed_dim=8", "--trainer.max_steps=2")
+    assert "tokens  1,547" in printed
+    assert "--trainer.max_steps 4" in printed
+
+
+@pytest.mark.parametrize("config", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_runs(here: Callable[..., str], tmp_path: Path, config: Path) -> None:
+    printed = here("fit", f"--config={config}", "--trainer.max_steps=1", "--trainer.limit_val_batches=1")
+    assert "logs and checkpoints" in printed, printed
+    assert (tmp_path / "logs/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_validate_test_and_predict_work_on_a_checkpoint_with_the_options_of_its_run(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("Wina carried a loaf up the hill. The goat ate the book. " * 30)
+    here("fit", *SMALL, "--data.context_size=16", "--data.test_source=other.txt", "--trainer.max_epochs=2")
+    losses = logged(tmp_path / "logs/version_0")["val/loss"]
+    validated = here("validate", "--ckpt_path=last")
+    assert f"{losses[-1][1]:.3f}"[:4] in validated
+    assert "test/perplexity" in here("test", "--ckpt_path=best")
+    predicted = here("predict", "--ckpt_path=last")
+    assert "what the model expects next" in predicted
+    assert "' -> '" in predicted
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["version_0"]
+
+
+def test_the_command_line_wins_over_the_checkpoint(here: Callable[..., str], tmp_path: Path) -> None:
+    here("fit", *SMALL, "--trainer.max_epochs=1", "--model.dropout=0.2")
+    here("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.dropout=0.4")
+    config = yaml.safe_load((tmp_path / "logs/version_0/config.yaml").read_text())
+    assert config["model"]["dropout"] == 0.4
+    assert config["model"]["embed_dim"] == 8
+    assert yaml.safe_load((tmp_path / "logs/version_0/config-1.yaml").read_text())["model"]["dropout"] == 0.2
+
+
+def test_the_saved_config_of_a_run_that_went_on_starts_another_run(here: Callable[..., str], tmp_path: Path) -> None:
+    here("fit", *SMALL, "--trainer.max_steps=3")
+    here("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    here("fit", "--config=logs/version_0/config.yaml")
+    losses = [logged(tmp_path / "logs" / f"version_{n}")["train/loss"] for n in range(2)]
+    assert [step for step, _ in losses[1]] == list(range(6))
+    assert losses[0] == losses[1]
+
+
+def test_last_in_a_config_is_the_newest_run_too(here: Callable[..., str], tmp_path: Path) -> None:
+    here("fit", *SMALL, "--trainer.max_steps=3")
+    (tmp_path / "on.yaml").write_text("ckpt_path: last")
+    here("fit", *SMALL, "--config=on.yaml", "--trainer.max_steps=6")
+    assert [step for step, _ in logged(tmp_path / "logs/version_0")["train/loss"]] == list(range(6))
+
+
+def test_the_printed_config_is_one_that_can_be_given_back(here: Callable[..., str], tmp_path: Path) -> None:
+    printed = here("fit", *SMALL, "--print_config")
+    (tmp_path / "whole.yaml").write_text(printed)
+    assert here("fit", "--config=whole.yaml", "--print_config") == printed
+    assert yaml.safe_load(printed)["data"]["context_size"] == 32
+
+
+def test_the_saved_config_repeats_the_run(here: Callable[..., str], tmp_path: Path) -> None:
+    here("fit", *SMALL, "--trainer.max_epochs=1", "--model.optimizer=SGD", "--model.optimizer.lr=0.5")
+    here("fit", "--config=logs/version_0/config.yaml")
+    first, second = (logged(tmp_path / "logs" / f"version_{n}") for n in range(2))
+    assert first["train/loss"] == second["train/loss"]
+
+
+def test_one_batch_is_one_batch_and_a_share_is_a_share(here: Callable[..., str], tmp_path: Path) -> None:
+    for limit, steps in (("1", 1), ("1.0", 12), ("0.5", 6)):
+        here("fit", *SMALL, f"--trainer.limit_train_batches={limit}", "--trainer.max_epochs=1")
+        last = max((tmp_path / "logs").glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        assert torch.load(last, weights_only=True)["global_step"] == steps
+
+
+def test_a_backbone_and_an_optimizer_of_ones_own_plug_in_and_load_again_without_arguments(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    here(
+        "fit",
+        *SMALL,
+        "--model.backbone=test_cli.Blocks",
+        "--model.backbone.num_layers=2",
+        "--model.optimizer=SGD",
+        "--model.optimizer.lr=0.1",
+        "--trainer.max_epochs=1",
+    )
+    last = tmp_path / "logs/version_0/checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 0.1
+    model = EmbeddingStub.load_from_checkpoint(last)
+    assert type(model.backbone).__name__ == "Blocks"
+    assert len(model.backbone.layers) == 2
+    assert torch.equal(model.embedding.token_embedding.weight, state["state_dict"]["embedding.token_embedding.weight"])
+
+
+def test_without_a_logger_nothing_is_written(here: Callable[..., str], tmp_path: Path) -> None:
+    for _ in range(2):
+        here("fit", *SMALL, "--trainer.logger=false", "--trainer.max_epochs=1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fast_dev_run_and_overfit_batches_work(here: Callable[..., str]) -> None:
+    assert "Epoch 0: 100%" in here("fit", *SMALL, "--trainer.fast_dev_run=true")
+    assert "Epoch 0: 100%" in here("fit", *SMALL, "--trainer.overfit_batches=2", "--trainer.max_epochs=1")
+
+
+def test_help_without_a_command_needs_no_torch(program: Any) -> None:
+    for args in ([], ["--help"]):
+        status, printed = program(*args, PYTHONPROFILEIMPORTTIME="1")
+        assert status == 0
+        assert "fit --ckpt_path last" in printed
+        assert " torch" not in printed
+
+
+def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelated_classes(program: Any) -> None:
+    status, printed = program("fit", "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert status == 0
+    imported = {line.rpartition("|")[2].strip() for line in printed.splitlines() if line.startswith("import time:")}
+    assert "torch" in imported
+    assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib", "rich"}
+    text = [line for line in printed.splitlines() if not line.startswith("import time:")]
+    assert len(text) < 400
+    for group in ("data", "model", "checkpoint"):
+        options = [i for i, line in enumerate(text) if line.startswith(f"  --{group}.")]
+        assert options
+        for i in options:
+            assert text[i + 1].startswith("        "), text[i]
+            assert not text[i + 1].strip().startswith("(type:"), f"not explained: {text[i]}"
+
+
+TYPOS = [
+    (["fit", "--data.contxt_size=5"], "no option --data.contxt_size", "did you mean --data.context_size?"),
+    (["fit", "--lr=1"], "no option --lr", "did you mean --model.optimizer.lr?"),
+    (["fit", "--optimizer.lr", "1"], "no option --optimizer.lr", "did you mean --model.optimizer.lr?"),
+    (["fit", "--trainer.max_epoch", "3"], "no option --trainer.max_epoch", "--trainer.max_epochs"),
+    (["fit", "--model.optimizer.lrr=1"], "AdamW has no argument 'lrr'", "did you mean --model.optimizer.lr?"),
+    (["fti"], "no command fti", "did you mean fit?"),
+    (["fit", "--config=typo.yaml"], "no key 'data.contxt_size'", "did you mean data.context_size?"),
+    (["fit", "--config=group.yaml"], "no key 'dta.context_size'", "did you mean data.context_size?"),
+    (["fit", "--data.batch_size=many"], "data.batch_size", "many"),
+    (["fit", "--model.vocab_size=9"], "model.vocab_size", "must be given via"),
+    (["fit", "--config=none.yaml"], "none.yaml", ""),
+]
+
+
+@pytest.mark.parametrize(("args", "wrong", "meant"), TYPOS, ids=lambda value: " ".join(value)[:40])
+def test_a_typo_gets_a_few_lines(
+    here: Callable[..., str], tmp_path: Path, args: list[str], wrong: str, meant: str
+) -> None:
+    (tmp_path / "typo.yaml").write_text("data: {contxt_size: 5}")
+    (tmp_path / "group.yaml").write_text("dta: {context_size: 5}")
+    printed = here(*args)
+    assert wrong in printed
+    assert meant in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 6, printed
+
+
+BAD = [
+    (["--data.source=none.txt"], "there is no file or folder none.txt"),
+    (["--data.source=folder"], "the folder folder has no text file"),
+    (["--data.source=empty.txt"], "empty.txt is empty"),
+    (["--data.source=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
+    (["--data.source=short.txt"], "one window needs context_size + 1 = 33 tokens"),
+    (["--data.source=short.txt", "--data.val_fraction=0"], "one window needs context_size + 1 = 33 tokens"),
+    (["--data.source=medium.txt"], "33 tokens in train and 33 for val, and the text has 50"),
+    (["--data.stride=0"], "stride must be at least 1, got 0"),
+    (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
+    (["--data.batch_size=1000"], "no training batch is full"),
+    (["--data.context_size=0"], "context_size must be at least 1, got 0"),
+    (["--data.num_workers=-1"], "num_workers must be at least 0, got -1"),
+    (["--data.val_fraction=1"], "val_fraction must be at least 0 and below 1, got 1.0"),
+    (["--data.val_fraction=-0.1"], "val_fraction must be at least 0 and below 1, got -0.1"),
+    (["--data.tokenizer=gtp2"], "tokenizer must be one of gpt2, words, got 'gtp2'"),
+    (["--model.dropout=1"], "dropout must be at least 0 and below 1, got 1.0"),
+    (["--model.embed_dim=0"], "embed_dim must be at least 1, got 0"),
+    (["--model.backbone=test_cli.CutsOff"], "the backbone CutsOff must map (B, T, D) = (8, 32, 8) to the same shape"),
+    (["--checkpoint.every_n_steps=0"], "every_n_steps must be at least 1, got 0"),
+    (["--trainer.logger.save_dir=empty.txt"], "the log folder empty.txt cannot be written"),
+    (["--trainer.accelerator=cpuu"], "invalid accelerator name"),
+    (["--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
+    (["--ckpt_path=last", "--trainer.logger.save_dir=elsewhere"], "has a last.ckpt"),
+    (["--ckpt_path=last", "--data.context_size=16"], "context_size 32 there and 16 here"),
+    (["--ckpt_path=last", "--data.tokenizer=gpt2"], "vocab_size"),
+    (["--ckpt_path=last", "--model.embed_dim=4"], "embed_dim 8 there and 4 here"),
+    (["--ckpt_path=last", "--data.seed=7"], "seed was 42 and is 7"),
+    (["--ckpt_path=last", "--data.source=medium.txt", "--data.val_fraction=0"], "there and"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train_stub.py", "fit", *SMALL, "--trainer.max_epochs=1"])
+        main()
+    return folder
+
+
+@pytest.mark.parametrize(("args", "message"), BAD, ids=lambda value: " ".join(value)[:50])
+def test_bad_input_gets_one_clear_error_before_any_step(
+    here: Callable[..., str], trained: Path, tmp_path: Path, args: list[str], message: str
+) -> None:
+    (tmp_path / "logs").symlink_to(trained / "logs")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("a b c d e f g h")
+    (tmp_path / "medium.txt").write_text(" ".join(f"w{i}" for i in range(50)))
+    before = {path: path.read_bytes() for path in (trained / "logs").rglob("*.ckpt")}
+    printed = here("fit", *SMALL, *args)
+    assert message in printed, printed
+    assert printed.count("error:") == 1
+    assert "Traceback" not in printed
+    assert "Epoch 0" not in printed, "it must be found before any step"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_tested_versions_are_those_that_are_installed() -> None:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert pinned["torch"] == version("torch").partition("+")[0]
+    for name in ("lightning", "jsonargparse", "tiktoken", "torchmetrics", "tensorboard"):
+        assert pinned[name] == version(name)

@@ -1,0 +1,379 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+
+from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_vocab, gpt2_tokenizer, tokenize
+from gpt2_lit.corpus import SHIPPED_TEXT
+from gpt2_lit.order import permute
+
+# Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
+# warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
+DIFFERENT_WORDS = " ".join(f"w{i:03}" for i in range(300))  # with the tokenizer `words`, the id of a word is its place
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(DIFFERENT_WORDS)
+    return path
+
+
+def made(source: Any, **options: Any) -> GPTDataModule:
+    """Set up, over words: 30 validation tokens in 7 windows of 4, and 270 for training in 66 or 67 windows."""
+    data = GPTDataModule(source, **({"tokenizer": "words", "context_size": 4, "batch_size": 4} | options))
+    data.setup()
+    return data
+
+
+def windows(loader) -> list[list[int]]:
+    return [window for inputs, _ in loader for window in inputs.tolist()]
+
+
+def fit(data: GPTDataModule, **options: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(EmbeddingStub(data.vocab_size, 8, data.context_size), data)
+    return trainer
+
+
+def test_the_ids_of_a_text_are_those_of_the_textbook():
+    data = GPTDataModule()
+    data.setup("fit")
+    ids = gpt2_tokenizer().encode(TALE)
+    assert data.train_dataset.token_ids.tolist() == ids
+    assert data.vocab_size == 50257
+    assert data.tokenizer is gpt2_tokenizer()
+    assert data.num_tokens == {"train": len(ids) - round(len(ids) * 0.1), "val": round(len(ids) * 0.1)}
+
+
+def test_several_texts_stand_one_behind_the_other_with_the_end_of_text_between(tmp_path):
+    for name, text in (("b.txt", "the hat"), ("a.md", "the<|endoftext|>cat"), ("c.txt", "sat")):
+        (tmp_path / name).write_text(text)
+    data = GPTDataModule(tmp_path, context_size=1, val_fraction=0.0)
+    data.setup("fit")
+    first, second, third = map(gpt2_tokenizer().encode_ordinary, ("the<|endoftext|>cat", "the hat", "sat"))
+    assert data.train_dataset.token_ids.tolist() == [*first, 50256, *second, 50256, *third]
+    assert first.count(50256) == 0
+
+
+def test_words_have_the_ids_of_the_vocabulary_of_the_source(tmp_path):
+    (tmp_path / "a.txt").write_text("the hat, the cat")
+    (tmp_path / "b.txt").write_text("a cat")
+    data = GPTDataModule(tmp_path, tokenizer="words", context_size=2, val_fraction=0.0)
+    assert data.vocab_size == 7
+    assert data.tokenizer.vocab == {",": 0, "a": 1, "cat": 2, "hat": 3, "the": 4, "<|endoftext|>": 5, "<unk>": 6}
+    data.setup("fit")
+    assert data.train_dataset.token_ids.tolist() == [4, 3, 0, 4, 2, 5, 1, 2]
+
+
+def test_the_words_of_one_text_have_the_ids_of_the_textbook():
+    data = GPTDataModule(tokenizer="words")
+    data.setup("fit")
+    assert data.train_dataset.token_ids.tolist() == SimpleTokenizerV1(build_vocab(TALE)).encode(TALE)
+    assert data.vocab_size == len(set(tokenize(TALE))) + 2
+
+
+@given(
+    context_size=st.integers(1, 20),
+    stride=st.integers(1, 25),
+    val_fraction=st.floats(0.01, 0.5),
+    seed=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=60)
+def test_no_token_of_validation_is_in_a_training_window(tmp_path_factory, context_size, stride, val_fraction, seed):
+    path = tmp_path_factory.getbasetemp() / "different.txt"
+    path.write_text(DIFFERENT_WORDS)
+    data = made(path, context_size=context_size, stride=stride, val_fraction=val_fraction, seed=seed, drop_last=False)
+    train, val = (
+        {token_id for batch in loader for ids in batch for token_id in ids.flatten().tolist()}
+        for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    assert train
+    assert val
+    assert not train & val
+    assert sum(data.num_tokens[split] for split in ("train", "val")) == 300
+    # With every token different, its id is its place: the windows can be counted in the ranges.
+    assert data.num_windows["train"] == sum(
+        len(range(r.start, r.stop - context_size, stride)) for r in data.train_dataset.ranges
+    )
+
+
+def test_counts_are_known_for_each_split_that_is_set_up(words):
+    data = GPTDataModule(words, tokenizer="words", context_size=4, test_source=SHIPPED_TEXT)
+    assert data.num_tokens == data.num_windows == {}
+    data.setup("fit")
+    assert data.num_tokens == {"train": 270, "val": 30}
+    data.setup("test")
+    num_words = len(tokenize(TALE))
+    assert data.num_tokens == {"train": 270, "val": 30, "test": num_words}
+    assert data.num_windows["val"] == 7
+    assert data.num_windows["test"] == (num_words - 1) // 4
+
+
+def test_settings_are_kept_under_their_names(words):
+    data = GPTDataModule(words, context_size=7, batch_size=3, seed=5)
+    kept = {name: getattr(data, name) for name in ("source", "context_size", "stride", "batch_size", "seed")}
+    assert kept == {"source": words, "context_size": 7, "stride": 7, "batch_size": 3, "seed": 5}
+
+
+def test_a_batch_is_a_pair_of_ids_and_the_ids_one_token_on(words):
+    batch = next(iter(made(words).train_dataloader()))
+    inputs, targets = batch
+    assert inputs is batch.input_ids
+    assert inputs.shape == targets.shape == (4, 4)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(targets, inputs + 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_pass_of_a_plain_loop_is_the_next_epoch_for_any_number_of_workers(words, num_workers):
+    data = made(words, num_workers=num_workers, seed=3)
+    dataset = data.train_dataset
+    in_reading_order = [dataset[i].input_ids.tolist() for i in range(len(dataset))]
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        order = permute(torch.arange(len(dataset)).numpy(), len(dataset), seed=3, epoch=epoch)
+        full_batches = len(dataset) // 4 * 4
+        assert windows(loader) == [in_reading_order[i] for i in order[:full_batches]]
+    assert len(loader) == len(dataset) // 4
+
+
+def test_without_drop_last_each_window_comes_once_an_epoch(words):
+    data = made(words, drop_last=False)
+    in_reading_order = [inputs.tolist() for inputs, _ in data.train_dataset]
+    epoch = windows(data.train_dataloader())
+    assert epoch != in_reading_order
+    assert sorted(epoch) == in_reading_order
+
+
+def test_without_shuffling_windows_come_in_reading_order(words):
+    data = made(words, shuffle=False, drop_last=False)
+    assert windows(data.train_dataloader()) == [inputs.tolist() for inputs, _ in data.train_dataset]
+
+
+def test_the_seed_decides_the_split_and_the_order(words):
+    first, same, other = made(words, seed=1), made(words, seed=1), made(words, seed=2)
+    assert first.val_dataset.ranges == same.val_dataset.ranges != other.val_dataset.ranges
+    epochs = [windows(data.train_dataloader()) for data in (first, same, other)]
+    assert epochs[0] == epochs[1] != epochs[2]
+    whole = [windows(made(words, seed=seed, val_fraction=0.0).train_dataloader()) for seed in (1, 2)]
+    assert whole[0] != whole[1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 1}, {"stride": 9}, {"batch_size": 1}, {"context_size": 7}, {"shuffle": False}], ids=str
+)
+def test_the_split_stays_whatever_the_windows_and_batches(words, options):
+    plain, other = made(words), made(words, **options)
+    assert other.train_dataset.ranges == plain.train_dataset.ranges
+    assert other.val_dataset.ranges == plain.val_dataset.ranges
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_validation_windows_come_in_reading_order_side_by_side_each_once(words, num_workers):
+    data = made(words, stride=1, num_workers=num_workers)
+    [val] = data.val_dataset.ranges
+    side_by_side = [list(range(start, start + 4)) for start in range(val.start, val.stop - 4, 4)]
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        assert windows(loader) == windows(loader) == side_by_side
+        assert [len(inputs) for inputs, _ in loader] == [4, 3]
+
+
+def test_a_val_fraction_of_0_gives_no_validation_and_nothing_to_test_on(words):
+    data = made(words, val_fraction=0.0)
+    assert data.num_tokens == {"train": 300}
+    assert data.val_dataloader() == []
+    for loader in (data.test_dataloader, data.predict_dataloader):
+        with pytest.raises(ValueError, match=r"nothing to test on: data.val_fraction is 0 and .*data.test_source"):
+            loader()
+
+
+def test_a_test_source_is_cut_whole_with_the_vocabulary_of_the_source(words, tmp_path):
+    (tmp_path / "other.txt").write_text("w005 w004 w003 dog w001 w000")
+    data = made(words, context_size=2, test_source=tmp_path / "other.txt", val_fraction=0.0)
+    assert windows(data.test_dataloader()) == windows(data.predict_dataloader()) == [[5, 4], [3, data.vocab_size - 1]]
+
+
+def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp_path):
+    (tmp_path / "short.txt").write_text("w005 w004")
+    with pytest.raises(ValueError, match=r"test_source is too short: .* context_size \+ 1 = 5 tokens, and it has 2"):
+        made(words, test_source=tmp_path / "short.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "gpt3"}, r"tokenizer must be one of gpt2, words, got 'gpt3'. Set data.tokenizer"),
+        ({"context_size": 0}, "context_size must be at least 1, got 0. Set data.context_size"),
+        ({"stride": 0}, "stride must be at least 1, got 0. Set data.stride"),
+        ({"stride": -3}, "stride must be at least 1, got -3"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0. Set data.batch_size"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1. Set data.num_workers"),
+        ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, got -0.1. Set data.val_fraction"),
+        ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
+        ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_an_error_when_the_module_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPTDataModule(**options)
+
+
+def test_a_source_that_does_not_fit_is_an_error_in_setup(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        GPTDataModule(tmp_path / "nothing.txt").setup("fit")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="is not UTF-8: byte 0xe9 at offset 3"):
+        GPTDataModule(tmp_path / "latin.txt").setup("fit")
+    (tmp_path / "short.txt").write_text("one two three")
+    with pytest.raises(ValueError, match=r"the text is too short: .* 33 tokens in train and 33 for val, .* has 3"):
+        GPTDataModule(tmp_path / "short.txt").setup("fit")
+
+
+def test_a_batch_larger_than_the_training_windows_is_an_error_with_the_numbers(words):
+    data = made(words, batch_size=100)
+    num_windows = data.num_windows["train"]
+    with pytest.raises(ValueError, match=rf"no training batch is full: 1 x batch_size 100 .* split has {num_windows}"):
+        data.train_dataloader()
+    loader = made(words, batch_size=100, drop_last=False).train_dataloader()
+    assert [len(inputs) for inputs, _ in loader] == [num_windows]
+
+
+@pytest.mark.parametrize("use", [GPTDataModule.train_dataloader, GPTDataModule.summary])
+def test_using_it_before_setup_is_an_error_that_says_so(use):
+    with pytest.raises(RuntimeError, match=r"call setup\(\"fit\"\) first"):
+        use(GPTDataModule())
+
+
+def test_setup_reads_the_source_once(words):
+    data = made(words)
+    before = data.train_dataset
+    words.unlink()
+    data.setup("fit")
+    data.setup("test")
+    assert data.train_dataset is before
+
+
+@pytest.fixture
+def state(words) -> dict[str, Any]:
+    """That of a training of three batches of four windows."""
+    data = made(words)
+    fit(data, max_steps=3)
+    return data.state_dict()
+
+
+def test_the_state_is_the_place_in_windows_in_plain_numbers_and_strings(state, tmp_path):
+    assert (state["epoch"], state["window"]) == (0, 12)
+    assert all(type(value) in (int, str, bool) for value in state.values())
+    torch.save(state, tmp_path / "state")
+    assert torch.load(tmp_path / "state", weights_only=True) == state
+
+
+def test_without_a_trainer_there_is_no_state(words):
+    assert made(words).state_dict() == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"num_workers": 2}, {"drop_last": False}], ids=str)
+def test_the_same_data_is_taken_with_other_batches_and_workers(words, state, options):
+    data = made(words, **options)
+    data.load_state_dict(state)
+    assert len(data.train_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"seed": 43}, "seed was 42 and is 43"),
+        ({"stride": 2}, "stride was 4 and is 2"),
+        ({"context_size": 5}, "context_size was 4 and is 5, stride was 4 and is 5"),
+        ({"shuffle": False}, "shuffle was True and is False"),
+        ({"val_fraction": 0.2}, "windows was 66 and is"),
+        ({"tokenizer": "gpt2"}, "windows was 66 and is"),
+    ],
+)
+def test_going_on_with_other_data_is_refused_by_the_name_of_what_differs(words, state, options, difference):
+    data = made(words, **options)
+    data.load_state_dict(state)
+    with pytest.raises(ValueError, match=rf"the checkpoint is of a run on other data: .*{difference}"):
+        data.train_dataloader()
+
+
+def test_going_on_with_a_text_that_was_changed_is_refused(words, state):
+    words.write_text(DIFFERENT_WORDS.replace("w000 w001", "w001 w000"))
+    data = made(words)
+    data.load_state_dict(state)
+    with pytest.raises(ValueError, match="run on other data: checksum was"):
+        data.train_dataloader()
+
+
+def test_overfit_batches_trains_on_the_first_batches_again_and_again(words):
+    class Watch(EmbeddingStub):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch.input_ids.tolist())
+            return super().training_step(batch, batch_idx)
+
+    seen: list[list[list[int]]] = []
+    data = made(words)
+    trainer = Trainer(
+        overfit_batches=2,
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Watch(data.vocab_size, 8, 4), data)
+    first = [inputs.tolist() for inputs, _ in (data.train_dataset[[0, 1, 2, 3]], data.train_dataset[[4, 5, 6, 7]])]
+    assert seen == [*first, *first]
+
+
+def test_the_summary_tells_what_was_read_and_how_it_is_cut(words):
+    assert made(words, batch_size=10).summary().splitlines() == [
+        f"  source  {words}",
+        "  tokens  300 (words, vocabulary of 302)",
+        "  train   270 tokens (90.0%), 66 windows",
+        "  val     30 tokens (10.0%), 7 windows",
+        "  batch   10 windows x 4 tokens",
+        "  epoch   6 batches, 6 windows sit out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"val_fraction": 0.0}, ["  val     none (val_fraction is 0)", "  epoch   18 batches, 2 windows sit out"]),
+        ({"drop_last": False}, ["  epoch   17 batches"]),
+        ({"batch_size": 66}, ["  epoch   1 batches"]),
+    ],
+)
+def test_the_summary_tells_what_is_left_out(words, options, lines):
+    summary = made(words, **options).summary().splitlines()
+    assert [line for line in summary if line in lines] == lines
+
+
+def test_the_summary_names_the_first_and_last_of_several_files(tmp_path):
+    for name in ("c.txt", "a.txt", "b.md"):
+        (tmp_path / name).write_text(DIFFERENT_WORDS)
+    assert made(tmp_path).summary().startswith(f"  source  3 files, {tmp_path / 'a.txt'} to {tmp_path / 'c.txt'}\n")
+    assert "  source  the tale that ships with gpt2_lit (tale.txt)\n" in made(None).summary()

@@ -1,0 +1,255 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.profiler import profile
+
+from gpt2_lit import EmbeddingModule
+
+IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
+
+
+def small(**options) -> EmbeddingModule:
+    return EmbeddingModule(**({"vocab_size": 10, "embed_dim": 4, "context_size": 5} | options))
+
+
+def textbook(seed: int) -> tuple[nn.Embedding, nn.Embedding]:
+    torch.manual_seed(seed)
+    return nn.Embedding(10, 4), nn.Embedding(5, 4)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_a_vector_is_that_of_the_token_plus_that_of_its_place(rows):
+    embedding = small()
+    vectors = embedding(torch.tensor(rows))
+    for b, row in enumerate(rows):
+        for t, token_id in enumerate(row):
+            expected = embedding.token_embedding.weight[token_id] + embedding.position_embedding.weight[t]
+            assert torch.equal(vectors[b, t], expected)
+
+
+def test_a_single_sequence_has_the_vectors_of_a_batch_of_one():
+    embedding = small()
+    assert embedding(IDS[0]).shape == (3, 4)
+    assert torch.equal(embedding(IDS[0]), embedding(IDS)[0])
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+def test_an_empty_batch_has_no_vectors(shape):
+    assert small()(torch.empty(shape, dtype=torch.int64)).shape == (*shape, 4)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_a_sequence_in_two_parts_has_the_vectors_of_the_whole(start):
+    embedding = small()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
+    assert torch.equal(embedding(ids[:, start:], start_position=start), embedding(ids)[:, start:])
+
+
+def test_int32_ids_give_the_same_vectors():
+    embedding = small()
+    assert torch.equal(embedding(IDS.int()), embedding(IDS))
+
+
+def test_the_tables_start_with_the_deviations_of_gpt2():
+    torch.manual_seed(0)
+    embedding = EmbeddingModule(vocab_size=5000, embed_dim=64, context_size=1000)
+    for table, std in ((embedding.token_embedding.weight, 0.02), (embedding.position_embedding.weight, 0.01)):
+        assert table.std().item() == pytest.approx(std, rel=0.02)
+        assert abs(table.mean().item()) < std / 50
+
+
+def test_normal_tables_are_those_of_two_pytorch_embeddings_made_in_this_order():
+    tokens, positions = textbook(seed=123)
+    torch.manual_seed(123)
+    embedding = small(init="normal")
+    first_row = torch.tensor([0.3374, -0.1778, -0.3035, -0.5880])
+    assert torch.allclose(embedding.token_embedding.weight[0], first_row, atol=1e-4)
+    assert torch.equal(embedding.token_embedding.weight, tokens.weight)
+    assert torch.equal(embedding.position_embedding.weight, positions.weight)
+
+
+def test_reset_parameters_fills_both_tables_anew():
+    torch.manual_seed(7)
+    embedding = small()
+    before = copy.deepcopy(embedding.state_dict())
+    embedding.reset_parameters()
+    assert all(not torch.equal(table, before[name]) for name, table in embedding.state_dict().items())
+    torch.manual_seed(7)
+    embedding.reset_parameters()
+    assert all(torch.equal(table, before[name]) for name, table in embedding.state_dict().items())
+
+
+def test_the_tables_have_the_sizes_asked_for_and_nothing_else_is_learned():
+    shapes = {name: tuple(table.shape) for name, table in small().named_parameters()}
+    assert shapes == {"token_embedding.weight": (10, 4), "position_embedding.weight": (5, 4)}
+
+
+def test_gpt2_small_has_the_sizes_of_gpt2_small():
+    with torch.device("meta"):
+        embedding = EmbeddingModule()
+    assert embedding.token_embedding.weight.shape == (50257, 768)
+    assert embedding.position_embedding.weight.shape == (1024, 768)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_gradients_are_those_of_the_textbooks_two_embeddings(start):
+    tokens, positions = textbook(seed=1)
+    torch.manual_seed(1)
+    embedding = small(init="normal")
+    weights = torch.randn(2, 3, 4)
+    (embedding(IDS, start) * weights).sum().backward()
+    ((tokens(IDS) + positions(torch.arange(start, start + 3))) * weights).sum().backward()
+    assert torch.allclose(embedding.token_embedding.weight.grad, tokens.weight.grad)
+    assert torch.allclose(embedding.position_embedding.weight.grad, positions.weight.grad)
+    assert embedding.token_embedding.weight.grad[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"embed_dim": -1}, "embed_dim must be at least 1, got -1"),
+        ({"context_size": 0}, "context_size must be at least 1, got 0"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_an_error_with_the_limits(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "start", "error", "message"),
+    [
+        (torch.ones(2, 3), 0, TypeError, r"must be int64 or int32, got torch.float32.*\.long\(\)"),
+        (torch.ones(2, 3, dtype=torch.int16), 0, TypeError, "must be int64 or int32, got torch.int16"),
+        (torch.ones(2, 3, dtype=torch.bool), 0, TypeError, "must be int64 or int32, got torch.bool"),
+        (IDS[None], 0, ValueError, r"must have shape \(B, T\) or \(T,\), got \(1, 2, 3\)"),
+        (torch.zeros(1, 6).long(), 0, ValueError, "context_size = 5 tokens, got 6 from position 0 on"),
+        (torch.zeros(6).long(), 0, ValueError, "context_size = 5 tokens, got 6 from position 0 on"),
+        (IDS, 3, ValueError, "context_size = 5 tokens, got 3 from position 3 on"),
+        (IDS, -1, ValueError, "start_position must be at least 0, got -1"),
+        (IDS + 1, 0, IndexError, "from 0 to vocab_size - 1 = 9, got ids from 2 to 10"),
+        (IDS - 2, 0, IndexError, "from 0 to vocab_size - 1 = 9, got ids from -1 to 7"),
+    ],
+)
+def test_ids_that_do_not_fit_are_an_error_with_the_limits(ids, start, error, message):
+    with pytest.raises(error, match=message):
+        small()(ids, start)
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    plain = small(init="normal")
+    embedding = small(init="normal", dropout=0.5)
+    embedding.load_state_dict(plain.state_dict())
+    many = IDS.repeat(100, 1)
+    dropped = embedding.train()(many)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert torch.allclose(dropped[kept], 2 * plain(many)[kept])
+    assert torch.equal(embedding.eval()(many), plain(many))
+
+
+def test_a_copy_has_its_own_tables():
+    embedding = small()
+    twin = copy.deepcopy(embedding)
+    assert torch.equal(twin(IDS), embedding(IDS))
+    with torch.no_grad():
+        twin.token_embedding.weight.add_(1)
+    assert torch.allclose(twin(IDS), embedding(IDS) + 1)
+
+
+def test_saved_tables_load_into_another_module(tmp_path):
+    embedding, other = small(), small()
+    torch.save(embedding.state_dict(), tmp_path / "tables.pt")
+    assert not torch.equal(other(IDS), embedding(IDS))
+    other.load_state_dict(torch.load(tmp_path / "tables.pt", weights_only=True))
+    assert torch.equal(other(IDS), embedding(IDS))
+
+
+def test_it_trains_under_bfloat16_autocast():
+    embedding = small(init="normal", dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = embedding(IDS)
+        (vectors @ embedding.token_embedding.weight.T).float().sum().backward()
+    assert vectors.dtype == torch.float32
+    assert all(table.grad.isfinite().all() and table.grad.any() for table in embedding.parameters())
+
+
+def test_bfloat16_tables_give_bfloat16_vectors():
+    embedding = small().bfloat16()
+    expected = embedding.token_embedding.weight[IDS] + embedding.position_embedding.weight[:3]
+    assert embedding(IDS).dtype == torch.bfloat16
+    assert torch.equal(embedding(IDS), expected)
+
+
+def test_a_forward_pass_allocates_its_output_and_nothing_of_that_size_beside_it():
+    embedding = EmbeddingModule(vocab_size=100, embed_dim=64, context_size=256)
+    ids = torch.randint(0, 100, (16, 256))
+    with torch.no_grad(), profile(profile_memory=True) as profiled:
+        output = embedding(ids)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
+    output_bytes = output.numel() * 4
+    assert output_bytes <= allocated <= output_bytes + 65_536
+
+
+def test_the_gradient_keeps_the_ids_and_no_vectors():
+    embedding = small()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        embedding(IDS)
+    assert [tuple(tensor.shape) for tensor in kept] == [(2, 3)]
+    assert kept[0].dtype == torch.int64
+
+
+def run_plainly(code: str) -> None:
+    """In a process of its own, because dynamo cannot look through the shape checks of this one."""
+    setup = (
+        "import torch; from gpt2_lit import EmbeddingModule\n"
+        "embedding = EmbeddingModule(vocab_size=10, embed_dim=4, context_size=5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_to_one_graph_with_the_same_vectors_and_gradients(backend):
+    run_plainly(
+        f"""
+compiled = torch.compile(embedding, fullgraph=True, backend={backend!r})
+for ids, start in ((torch.tensor([[1, 2, 3], [3, 2, 9]]), 0), (torch.tensor([4, 5]), 3)):
+    gradients = []
+    for module in (embedding, compiled):
+        embedding.zero_grad()
+        vectors = module(ids, start)
+        vectors.square().sum().backward()
+        gradients.append([vectors, *(table.grad.clone() for table in embedding.parameters())])
+    for ours, theirs in zip(*gradients):
+        torch.testing.assert_close(ours, theirs)
+"""
+    )
+
+
+def test_it_exports_with_fixed_and_with_free_sizes():
+    run_plainly(
+        """
+ids = torch.tensor([[1, 2, 3], [3, 2, 9]])
+exported = torch.export.export(embedding, (ids,))
+assert torch.equal(exported.module()(ids), embedding(ids))
+
+free = {"input_ids": {0: torch.export.Dim("B"), 1: torch.export.Dim("T", max=5)}, "start_position": None}
+exported = torch.export.export(embedding, (ids, 0), dynamic_shapes=free)
+for shape in ((2, 3), (7, 5), (3, 2)):
+    ids = torch.randint(0, 10, shape)
+    assert torch.equal(exported.module()(ids, 0), embedding(ids))
+"""
+    )

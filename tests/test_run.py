@@ -1,0 +1,267 @@
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, logged
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelSummary
+
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.run import RunCheckpoint, RunLogger, find_checkpoint
+
+EPOCH = 11  # batches: 44 windows of 4 tokens and one that is left, 4 windows a batch
+TEXT = " ".join(f"w{i}" for i in range(181))
+
+
+class Watch(Callback):
+    """Keeps the windows that were trained on, batch by batch, and breaks off in the batch with this number."""
+
+    def __init__(self, break_in: int | None = None) -> None:
+        self.trained: list[list[int]] = []
+        self.break_in = break_in
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if len(self.trained) == self.break_in:
+            raise ConnectionError("the power went")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.trained.append(batch.input_ids[:, 0].tolist())
+
+
+class EstimatingStub(EmbeddingStub):
+    """Asks how many steps there will be, as learning rate schedules do, for which Lightning makes the loaders early."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [window for batch in batches for window in batch]
+
+
+def train(
+    folder: Path,
+    text: Path,
+    checkpoint: Path | None = None,
+    break_in: int | None = None,
+    every_n_steps: int = 10**6,
+    num_workers: int = 0,
+    val_fraction: float = 0.0,
+    model: type[EmbeddingStub] = EmbeddingStub,
+    **options: Any,
+) -> tuple[list[list[int]], torch.Tensor]:
+    """What a run trained on, and the token table that it ended with."""
+    seed_everything(1, verbose=False)
+    data = GPTDataModule(
+        text, tokenizer="words", context_size=4, batch_size=4, val_fraction=val_fraction, num_workers=num_workers
+    )
+    stub = model(data.vocab_size, embed_dim=8, context_size=4)
+    watch = Watch(break_in)
+    trainer = Trainer(
+        **({"max_epochs": 3} | options),
+        accelerator="cpu",
+        logger=RunLogger(str(folder), version=0),
+        callbacks=[watch, RunCheckpoint(every_n_steps), ModelSummary(0)],
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(stub, data, ckpt_path=checkpoint, weights_only=True)
+    except ConnectionError:
+        assert break_in is not None
+    return watch.trained, stub.embedding.token_embedding.weight.detach()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "trained_before"),
+    [
+        pytest.param({"break_in": 16, "every_n_steps": 7}, {}, 14, id="killed within an epoch"),
+        pytest.param({"break_in": 16, "every_n_steps": 7, "num_workers": 2}, {}, 14, id="with workers that prefetch"),
+        pytest.param({"break_in": 15, "every_n_steps": 7}, {"num_workers": 2}, 14, id="workers only then"),
+        pytest.param({"break_in": 13, "every_n_steps": EPOCH}, {}, EPOCH, id="saved at the last step of an epoch"),
+        pytest.param({"break_in": 13}, {}, EPOCH, id="saved at the end of an epoch"),
+        pytest.param({"max_steps": 5}, {}, 5, id="max_steps within an epoch"),
+        pytest.param({"max_steps": EPOCH}, {}, EPOCH, id="max_steps at the end of an epoch"),
+        pytest.param({"max_epochs": 1}, {}, EPOCH, id="more epochs"),
+        pytest.param(
+            {"break_in": 13, "every_n_steps": 6, "limit_train_batches": 5},
+            {"limit_train_batches": 5},
+            12,
+            id="limit_train_batches",
+        ),
+        pytest.param(
+            {"break_in": 13, "every_n_steps": 3, "accumulate_grad_batches": 2},
+            {"accumulate_grad_batches": 2},
+            11,
+            id="in the middle of an accumulated step",
+        ),
+        pytest.param(
+            {"break_in": 16, "every_n_steps": 7, "model": EstimatingStub},
+            {"model": EstimatingStub},
+            14,
+            id="estimated steps",
+        ),
+        pytest.param(
+            {"break_in": 16, "every_n_steps": 7, "model": EstimatingStub, "num_workers": 2},
+            {"model": EstimatingStub, "num_workers": 2},
+            14,
+            id="estimated steps with workers",
+        ),
+        pytest.param(
+            {"break_in": 14, "every_n_steps": 7, "val_fraction": 0.2},
+            {"val_fraction": 0.2},
+            14,
+            id="with validation",
+        ),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_with_the_windows_it_has_not_seen_and_ends_with_the_same_weights(
+    tmp_path: Path, text: Path, first: dict[str, Any], then: dict[str, Any], trained_before: int
+) -> None:
+    whole, weights = train(tmp_path / "whole", text, **then)
+    before, _ = train(tmp_path / "stopped", text, **first)
+    after, resumed_weights = train(
+        tmp_path / "stopped", text, tmp_path / "stopped/version_0/checkpoints/last.ckpt", **then
+    )
+    assert before[:trained_before] + after == whole
+    assert torch.equal(resumed_weights, weights)
+
+
+def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(tmp_path: Path, text: Path) -> None:
+    trained, _ = train(tmp_path, text)
+    epochs = [flat(trained[start : start + EPOCH]) for start in range(0, 3 * EPOCH, EPOCH)]
+    assert all(len(set(epoch)) == len(epoch) == 44 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_another_batch_size_goes_on_at_the_same_window(tmp_path: Path, text: Path) -> None:
+    def windows(batch_size: int, steps: int, checkpoint: str | None) -> list[int]:
+        data = GPTDataModule(text, tokenizer="words", context_size=4, batch_size=batch_size, val_fraction=0.0)
+        watch = Watch()
+        trainer = Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=RunLogger(str(tmp_path), version=0),
+            callbacks=[watch, RunCheckpoint()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(EmbeddingStub(data.vocab_size, 8, 4), data, ckpt_path=checkpoint, weights_only=True)
+        return flat(watch.trained)
+
+    before = windows(batch_size=4, steps=3, checkpoint=None)
+    after = windows(batch_size=2, steps=6, checkpoint=str(tmp_path / "version_0/checkpoints/last.ckpt"))
+    assert len(before) == 12
+    assert len(after) == 6
+    assert len(set(before + after)) == 18
+
+
+def test_best_is_the_checkpoint_with_the_lowest_val_loss_also_after_going_on(tmp_path: Path, text: Path) -> None:
+    def best() -> dict[str, Any]:
+        return torch.load(tmp_path / "version_0/checkpoints/best.ckpt", weights_only=True)
+
+    train(tmp_path, text, val_fraction=0.2, max_epochs=2)
+    train(tmp_path, text, tmp_path / "version_0/checkpoints/last.ckpt", val_fraction=0.2, max_epochs=4)
+    losses = dict(logged(tmp_path / "version_0")["val/loss"])
+    assert len(losses) == 4
+    lowest = min(losses, key=losses.__getitem__)
+    assert best()["global_step"] == lowest + 1
+    key = next(key for key in best()["callbacks"] if key.startswith("RunCheckpoint"))
+    assert best()["callbacks"][key]["best_score"] == pytest.approx(losses[lowest])
+
+
+def test_a_checkpoint_is_put_in_place_only_when_it_is_whole(tmp_path: Path, text: Path, monkeypatch: Any) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    good = last.read_bytes()
+
+    def torn(self: Trainer, path: Path, **options: Any) -> None:
+        path.write_bytes(good[: len(good) // 2])
+        raise ConnectionError("the power went")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", torn)
+    train(tmp_path, text, last, break_in=99, max_epochs=2)
+    assert last.read_bytes() == good
+
+
+def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    for age, name in ((20, "version_2"), (10, "version_10"), (30, "version_9")):
+        path = tmp_path / name / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (time.time() - age, time.time() - age))
+    assert find_checkpoint("last", tmp_path).parts[-3] == "version_10"
+    with pytest.raises(FileNotFoundError, match=r"no run in .* has a best.ckpt"):
+        find_checkpoint("best", tmp_path)
+
+
+def start_and_wait_for_step(
+    start: Callable[..., subprocess.Popen], folder: Path, *options: str, step: int = 20
+) -> subprocess.Popen:
+    process = start("fit", *SMALL, "--trainer.max_epochs=500", "--checkpoint.every_n_steps=1", *options)
+    last = folder / "logs/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if last.exists() and torch.load(last, weights_only=True)["global_step"] >= step:
+            return process
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 2)],
+)
+def test_a_program_that_is_stopped_by_a_signal_goes_on_and_ends_with_the_weights_of_one_that_was_not(
+    start: Any, program: Any, tmp_path: Path, number: int, status: int, workers: int
+) -> None:
+    process = start_and_wait_for_step(start, tmp_path, f"--data.num_workers={workers}")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    last = tmp_path / "logs/version_0/checkpoints/last.ckpt"
+    stopped_at = torch.load(last, weights_only=True)["global_step"]
+    if number != signal.SIGKILL:
+        assert f"stopped at step {stopped_at}" in output
+        assert "--ckpt_path logs/version_0/checkpoints/last.ckpt" in output
+    assert "Traceback" not in output
+
+    steps = stopped_at + 15
+    status, output = program("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}")
+    assert status == 0, output
+    status, output = program("fit", *SMALL, "--trainer.max_epochs=500", f"--trainer.max_steps={steps}")
+    assert status == 0, output
+    resumed = torch.load(last, weights_only=True)
+    whole = torch.load(tmp_path / "logs/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] == steps
+    assert all(torch.equal(resumed["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
+
+
+def test_a_second_signal_stops_at_once(start: Any) -> None:
+    one_long_step = ["--trainer.accumulate_grad_batches=100000", "--data.stride=1", "--data.batch_size=1"]
+    process = start("fit", *SMALL, *one_long_step)
+    printed = ""
+    while "Epoch 0:" not in printed:
+        printed += process.stdout.read(1) or pytest.fail(printed)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None, "the step is not done, so that it still goes on"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130

@@ -1,0 +1,237 @@
+import inspect
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit.corpus import SHIPPED_TEXT
+from gpt2_lit.split import Range
+
+PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"
+STORY = "Once upon a time there were four little Rabbits, and their names were Flopsy, Mopsy, Cotton-tail, and Peter."
+
+# torch warns where a machine has fewer cores than workers, and Python 3.12 where a process with threads forks.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+class LetterTokenizer:
+    """The id of a letter is its code point."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+class TextbookDataset(Dataset):
+    """Every window is stored, as in the book: two tensors each."""
+
+    def __init__(self, text, tokenizer, context_size, stride):
+        ids = tokenizer.encode(text)
+        self.inputs, self.targets = [], []
+        for start in range(0, len(ids) - context_size, stride):
+            self.inputs.append(torch.tensor(ids[start : start + context_size]))
+            self.targets.append(torch.tensor(ids[start + 1 : start + context_size + 1]))
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.targets[index]
+
+
+def as_lists(batches) -> list[tuple[list, list]]:
+    return [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
+
+
+@given(
+    text=st.integers(0, 60).map(lambda length: "".join(chr(300 + i) for i in range(length))),
+    context_size=st.integers(1, 12),
+    stride=st.integers(1, 20),
+    batch_size=st.integers(1, 5),
+)
+@settings(deadline=None, max_examples=150)
+def test_windows_are_those_of_the_textbook(text, context_size, stride, batch_size):
+    dataset = GPTDatasetV1(text, LetterTokenizer(), context_size, stride)
+    textbook = TextbookDataset(text, LetterTokenizer(), context_size, stride)
+    assert len(dataset) == len(textbook)
+    assert as_lists(dataset) == as_lists(textbook)
+    assert as_lists(DataLoader(dataset, batch_size)) == as_lists(DataLoader(textbook, batch_size))
+    for start in range(0, len(textbook), batch_size):
+        indices = list(range(start, min(start + batch_size, len(textbook))))
+        assert as_lists([dataset[indices]]) == as_lists(
+            [next(iter(DataLoader(textbook, len(indices), sampler=indices)))]
+        )
+
+
+RANGES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 15)), max_size=6)
+
+
+@given(RANGES, st.integers(1, 6), st.integers(1, 9))
+@settings(deadline=None, max_examples=150)
+def test_no_window_crosses_from_one_range_into_another(gaps_and_lengths, context_size, stride):
+    ranges, end = [], 0
+    for gap, length in gaps_and_lengths:
+        ranges.append(Range(end + gap, end + gap + length))
+        end = ranges[-1].stop
+    dataset = GPTDatasetV1.from_token_ids(np.arange(end), context_size, stride, ranges)
+    starts = [start for r in ranges for start in range(r.start, r.stop - context_size, stride)]
+    windows = [list(range(start, start + context_size)) for start in starts]
+    assert len(dataset) == len(windows)
+    assert [inputs.tolist() for inputs, _ in dataset] == windows
+    assert dataset[list(range(len(windows)))].input_ids.tolist() == windows
+    assert all(torch.equal(targets, inputs + 1) for inputs, targets in dataset)
+    assert dataset.num_tokens == sum(length for _, length in gaps_and_lengths)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_windows"), [(0, 0), (1, 0), (4, 0), (5, 1), (6, 1), (7, 2), (8, 2)], ids=lambda n: f"{n}"
+)
+def test_a_window_of_4_needs_5_tokens(num_tokens, num_windows):
+    dataset = GPTDatasetV1("x" * num_tokens, LetterTokenizer(), context_size=4, stride=2)
+    assert len(dataset) == len(list(dataset)) == num_windows
+
+
+@pytest.mark.parametrize(("index", "shape"), [(1, (3,)), ([1], (1, 3)), ([1, 0], (2, 3)), ([], (0, 3))])
+def test_a_batch_is_a_named_pair_of_contiguous_int64_tensors(index, shape):
+    batch = GPTDatasetV1.from_token_ids(np.arange(10, dtype=np.uint16), context_size=3, stride=2)[index]
+    assert isinstance(batch, Batch)
+    assert batch.input_ids is batch[0]
+    assert batch.target_ids is batch[1]
+    for ids in batch:
+        assert ids.shape == shape
+        assert ids.dtype == torch.int64
+        assert ids.is_contiguous()
+
+
+def test_a_plain_dataloader_collates_windows_to_a_batch():
+    dataset = GPTDatasetV1.from_token_ids(np.arange(10), context_size=3, stride=2)
+    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    assert isinstance(batch, Batch)
+    assert as_lists([batch]) == as_lists([dataset[[0, 1]]]) == [([[0, 1, 2], [2, 3, 4]], [[1, 2, 3], [3, 4, 5]])]
+
+
+@pytest.mark.parametrize(
+    "token_ids",
+    [
+        np.arange(12, dtype=np.uint16),
+        np.arange(12, dtype=np.int32),
+        np.arange(12, dtype=np.int64),
+        np.arange(24, dtype=np.uint32)[::2] // 2,
+    ],
+    ids=["uint16", "int32", "int64", "every second of uint32"],
+)
+def test_tokens_may_be_of_any_integer_type(token_ids):
+    windows = GPTDatasetV1.from_token_ids(token_ids, context_size=5, stride=5)
+    assert [inputs.tolist() for inputs, _ in windows] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_tokens_may_be_memory_mapped(tmp_path):
+    np.arange(12, dtype=np.uint16).tofile(tmp_path / "tokens")
+    token_ids = np.memmap(tmp_path / "tokens", np.uint16, mode="r")
+    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=5, stride=5)
+    assert dataset[[1, 0]].input_ids.tolist() == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]
+    assert np.shares_memory(dataset.token_ids, token_ids)
+
+
+def test_a_batch_can_be_changed_without_changing_the_dataset():
+    dataset = GPTDatasetV1.from_token_ids(np.arange(6), context_size=3, stride=1)
+    inputs, targets = dataset[[0, 1]]
+    inputs.zero_()
+    assert targets.tolist() == [[1, 2, 3], [2, 3, 4]]
+    assert dataset[0].input_ids.tolist() == [0, 1, 2]
+
+
+def test_a_negative_index_counts_from_the_end():
+    dataset = GPTDatasetV1.from_token_ids(np.arange(9), context_size=2, stride=2)
+    assert dataset[-1].input_ids.tolist() == [6, 7]
+    assert dataset[-4].input_ids.tolist() == [0, 1]
+    assert dataset[[-1, 0, -3]].input_ids.tolist() == [[6, 7], [0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("index", [4, -5, [0, 4], [-5, 0], 10**12])
+def test_an_index_beyond_the_windows_is_an_error_with_their_number(index):
+    dataset = GPTDatasetV1.from_token_ids(np.arange(9), context_size=2, stride=2)
+    with pytest.raises(IndexError, match="the dataset has 4, from 0"):
+        dataset[index]
+
+
+@pytest.mark.parametrize("name", ["context_size", "stride"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_size_below_1_is_an_error_that_names_its_setting(name, value):
+    options = {"context_size": 4, "stride": 2, name: value}
+    with pytest.raises(ValueError, match=rf"{name} must be at least 1 token, got {value}. Set data.{name}"):
+        GPTDatasetV1(STORY, gpt2_tokenizer(), **options)
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 token"):
+        dataloader_v1(STORY, **options)
+
+
+def test_a_batch_size_below_1_is_an_error():
+    with pytest.raises(ValueError, match="batch_size must be at least 1 window, got 0"):
+        dataloader_v1(STORY, batch_size=0)
+
+
+def test_dataloader_v1_has_the_arguments_and_defaults_of_the_textbook():
+    parameters = inspect.signature(dataloader_v1).parameters.values()
+    assert [(p.name, p.default) for p in parameters] == [
+        ("txt", inspect.Parameter.empty),
+        ("batch_size", 3),
+        ("context_size", 5),
+        ("stride", 2),
+        ("shuffle", False),
+        ("drop_last", True),
+        ("num_workers", 0),
+    ]
+    assert list(inspect.signature(GPTDatasetV1).parameters) == ["txt", "tokenizer", "context_size", "stride"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("shuffle", "seed"), [(False, 0), (True, 0), (True, 123), (True, 2**40)])
+def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle, seed, drop_last, num_workers):
+    options = {"batch_size": 4, "shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
+    textbook_loader = DataLoader(TextbookDataset(STORY, gpt2_tokenizer(), context_size=3, stride=2), **options)
+    loader = dataloader_v1(STORY, context_size=3, stride=2, **options)
+    torch.manual_seed(seed)
+    textbook_epochs = [as_lists(textbook_loader) for _ in range(2)]
+    torch.manual_seed(seed)
+    epochs = [as_lists(loader) for _ in range(2)]
+    assert epochs == textbook_epochs
+    assert (epochs[0] != epochs[1]) == shuffle
+    assert [len(inputs) for inputs, _ in epochs[0]] == [4, 4, 4] + [1] * (not drop_last)
+    assert len(loader) == len(textbook_loader)
+
+
+@pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
+def test_peter_rabbit_begins_with_the_known_windows():
+    inputs, targets = next(iter(dataloader_v1(PETER_RABBIT.read_text(encoding="utf-8"))))
+    assert inputs.tolist() == [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440], [612, 547, 1440, 1310, 22502]]
+    assert targets.tolist() == [[2402, 257, 640, 612, 547], [640, 612, 547, 1440, 1310], [547, 1440, 1310, 22502, 896]]
+
+
+def test_a_pickled_dataset_takes_two_bytes_a_token():
+    dataset = GPTDatasetV1(SHIPPED_TEXT.read_text(encoding="utf-8"), gpt2_tokenizer(), context_size=64, stride=1)
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 2 * dataset.num_tokens + 1000
+    assert as_lists([pickle.loads(pickled)[[5, 3]]]) == as_lists([dataset[[5, 3]]])
+
+
+def test_tokens_are_kept_once_however_much_windows_overlap():
+    tale = SHIPPED_TEXT.read_text(encoding="utf-8")
+    text = tale * (1_000_000 // len(tale) + 1)
+    gpt2_tokenizer()
+    tracemalloc.start()
+    dataset = GPTDatasetV1(text, gpt2_tokenizer(), context_size=256, stride=64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The windows alone would be 16 MB: 8 bytes a token, twice, each token in 4 of them.
+    assert len(dataset) * 256 * 2 * 8 > 15e6
+    assert peak < 4e6
