@@ -74,6 +74,7 @@ class EmbeddingStub(LightningModule):
         self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init)
         self.backbone = nn.Identity() if backbone is None else backbone
         self.optimizer = optimizer
+        self._optimizer_options: list[dict[str, Any]] = []
         self.val_metrics = MetricCollection({"loss": MeanMetric(), "perplexity": Perplexity()}, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
 
@@ -101,10 +102,22 @@ class EmbeddingStub(LightningModule):
         return self(batch[0]).argmax(dim=-1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters())
+        self._optimizer_options = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
         return [Throughput()]
+
+    def on_train_start(self) -> None:
+        """Let the options given now win over those that a checkpoint brought back with the optimizer's state."""
+        # Unless a subclass has optimizers of its own, or schedules, which decide the learning rate.
+        if self._optimizer_options and not self.lr_schedulers():
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            for group, options in zip(optimizer.param_groups, self._optimizer_options, strict=False):
+                group.update(options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a model of other sizes, with the names of the sizes."""

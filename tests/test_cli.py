@@ -133,7 +133,10 @@ def test_validate_test_and_predict_work_on_a_checkpoint_with_the_options_of_its_
 
 def test_the_command_line_wins_over_the_checkpoint(here: Callable[..., str], tmp_path: Path) -> None:
     here("fit", *SMALL, "--trainer.max_epochs=1", "--model.dropout=0.2")
-    here("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.dropout=0.4")
+    changed = ["--model.dropout=0.4", "--model.optimizer.lr=0.5"]
+    here("fit", "--ckpt_path=last", "--trainer.max_epochs=2", *changed)
+    last = torch.load(tmp_path / "logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
     config = yaml.safe_load((tmp_path / "logs/version_0/config.yaml").read_text())
     assert config["model"]["dropout"] == 0.4
     assert config["model"]["embed_dim"] == 8

@@ -240,7 +240,7 @@ def test_a_program_that_is_stopped_by_a_signal_goes_on_and_ends_with_the_weights
     if number != signal.SIGKILL:
         assert f"stopped at step {stopped_at}" in output
         assert "--ckpt_path logs/version_0/checkpoints/last.ckpt" in output
-    assert "Traceback" not in output
+        assert "Traceback" not in output
 
     steps = stopped_at + 15
     status, output = program("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}")
