@@ -198,7 +198,9 @@ class GPTDataModule(LightningDataModule):
                 f"no training batch is full: {sampler.num_replicas} x batch_size {self.batch_size} windows, and the "
                 f"train split has {len(dataset)}. Lower data.batch_size or data.stride, or set data.drop_last to false."
             )
-        self._check_same_data()
+        if self._restored:
+            self._check_same_data()
+            self._align_batches_of_the_epoch(sampler)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -219,7 +221,13 @@ class GPTDataModule(LightningDataModule):
         if not self.trainer or self.train_dataset is None:
             return {}
         epoch, window = self._position()
-        return {"epoch": epoch, "window": window, "batches": self._batches_trained(), **self._identity}
+        return {
+            "epoch": epoch,
+            "window": window,
+            "batches": self._batches_trained(),
+            "global_batch": self._train_sampler.global_batch,
+            **self._identity,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -346,8 +354,6 @@ class GPTDataModule(LightningDataModule):
 
     def _check_same_data(self) -> None:
         """Refuse to go on with a run on other data: its place would be a place among other windows."""
-        if not self._restored:
-            return
         differing = {k: (self._restored.get(k), v) for k, v in self._identity.items() if self._restored.get(k) != v}
         if differing:
             raise ValueError(
@@ -356,6 +362,18 @@ class GPTDataModule(LightningDataModule):
                 + ". Give the data options of that run (they are in the config.yaml beside its checkpoints), or start "
                 "a new run from its weights: EmbeddingStub.load_from_checkpoint(path)."
             )
+
+    def _align_batches_of_the_epoch(self, sampler: WindowSampler) -> None:
+        """Where batches have another size now, tell Lightning, which counts batches, how many the epoch still has."""
+        assert self.trainer
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        counters_restored = progress.total.processed == self._restored["batches"]
+        whole_epochs = self.trainer.limit_train_batches == 1.0
+        if counters_restored and whole_epochs and self._restored["global_batch"] != sampler.global_batch:
+            current = progress.current
+            shift = len(sampler) - sampler.batches_from(self._restored["window"]) - current.processed
+            for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
+                setattr(current, count, getattr(current, count) + shift)
 
 
 def _set_up(dataset: GPTDatasetV1 | None) -> GPTDatasetV1:

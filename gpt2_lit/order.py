@@ -106,7 +106,7 @@ class WindowSampler(DistributedSampler):
 
     def __len__(self) -> int:
         """Batches in one whole epoch."""
-        return self._batches_from(0)
+        return self.batches_from(0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self.position:
@@ -116,7 +116,7 @@ class WindowSampler(DistributedSampler):
             self.epoch += 1
         remaining = len(self)
         while remaining:
-            num_batches = min(self._batches_from(window), remaining, max(_BLOCK_WINDOWS // self.global_batch, 1))
+            num_batches = min(self.batches_from(window), remaining, max(_BLOCK_WINDOWS // self.global_batch, 1))
             if not num_batches:
                 epoch, window = epoch + 1, 0
                 continue
@@ -131,13 +131,13 @@ class WindowSampler(DistributedSampler):
     def after(self, position: Position, num_batches: int) -> Position:
         """Where a training is that was at ``position`` and has seen ``num_batches`` global batches since."""
         epoch, window = position
-        left = self._batches_from(window)
+        left = self.batches_from(window)
         if num_batches > left:
             epochs, num_batches = divmod(num_batches - left - 1, len(self))
             epoch, window, num_batches = epoch + 1 + epochs, 0, num_batches + 1
         return Position(epoch, min(window + num_batches * self.global_batch, self.num_windows))
 
-    def _batches_from(self, window: int) -> int:
+    def batches_from(self, window: int) -> int:
         """Global batches between a window and the end of its epoch."""
         full, rest = divmod(self.num_windows - window, self.global_batch)
         return full + (rest > 0 and not self.drop_last)

@@ -61,3 +61,14 @@ def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fi
     for tag in ("val/loss", "val/perplexity"):
         assert [value for _, value in together[tag]] == pytest.approx([value for _, value in alone[tag]], rel=1e-3)
     assert "Warning" not in printed
+
+
+def test_a_run_of_one_process_goes_on_in_two(fit: Any, tmp_path: Path) -> None:
+    whole, _ = fit("whole", "--data.batch_size=8")
+    one, _ = fit("one", "--data.batch_size=8", "--trainer.max_steps=5")
+    checkpoint = f"--ckpt_path={one}/version_0/checkpoints/last.ckpt"
+    ddp = ["--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    two, _ = fit("two", checkpoint, "--trainer.max_steps=-1", *ddp)
+    pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
+    together = [first + second for first, second in pairs]
+    assert batches(one, "train", 0) + together == batches(whole, "train", 0)

@@ -54,13 +54,19 @@ def train(
     every_n_steps: int = 10**6,
     num_workers: int = 0,
     val_fraction: float = 0.0,
+    batch_size: int = 4,
     model: type[EmbeddingStub] = EmbeddingStub,
     **options: Any,
 ) -> tuple[list[list[int]], torch.Tensor]:
     """What a run trained on, and the token table that it ended with."""
     seed_everything(1, verbose=False)
     data = GPTDataModule(
-        text, tokenizer="words", context_size=4, batch_size=4, val_fraction=val_fraction, num_workers=num_workers
+        text,
+        tokenizer="words",
+        context_size=4,
+        batch_size=batch_size,
+        val_fraction=val_fraction,
+        num_workers=num_workers,
     )
     stub = model(data.vocab_size, embed_dim=8, context_size=4)
     watch = Watch(break_in)
@@ -149,27 +155,18 @@ def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_another_batch_size_goes_on_at_the_same_window(tmp_path: Path, text: Path) -> None:
-    def windows(batch_size: int, steps: int, checkpoint: str | None) -> list[int]:
-        data = GPTDataModule(text, tokenizer="words", context_size=4, batch_size=batch_size, val_fraction=0.0)
-        watch = Watch()
-        trainer = Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=RunLogger(str(tmp_path), version=0),
-            callbacks=[watch, RunCheckpoint()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-        )
-        trainer.fit(EmbeddingStub(data.vocab_size, 8, 4), data, ckpt_path=checkpoint, weights_only=True)
-        return flat(watch.trained)
-
-    before = windows(batch_size=4, steps=3, checkpoint=None)
-    after = windows(batch_size=2, steps=6, checkpoint=str(tmp_path / "version_0/checkpoints/last.ckpt"))
-    assert len(before) == 12
-    assert len(after) == 6
-    assert len(set(before + after)) == 18
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 5)])
+def test_with_another_batch_size_the_epoch_still_has_every_window_once(
+    tmp_path: Path, text: Path, before: int, after: int
+) -> None:
+    first, _ = train(tmp_path, text, batch_size=before, max_steps=24 // before)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    then, _ = train(tmp_path, text, last, batch_size=after, max_epochs=2)
+    left = (45 - 24) // after
+    assert len(then) == left + 45 // after
+    epoch = flat(first + then[:left])
+    assert len(epoch) == len(set(epoch)) == 24 + left * after
+    assert len(set(flat(then[left:]))) == 45 // after * after
 
 
 def test_best_is_the_checkpoint_with_the_lowest_val_loss_also_after_going_on(tmp_path: Path, text: Path) -> None:
