@@ -106,7 +106,7 @@ class GPTDatasetV1(Dataset[Batch]):
             torch.from_numpy(rows[..., 1:].astype(np.int64)),
         )
 
-    def _starts(self, windows: np.ndarray) -> np.ndarray | np.integer:
+    def _starts(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
         """The first token of each window."""
         if len(self.ranges) == 1:
             return self._range_starts[0] + windows * self.stride

@@ -156,6 +156,7 @@ def test_each_pass_of_a_plain_loop_is_the_next_epoch_for_any_number_of_workers(w
         full_batches = len(dataset) // 4 * 4
         assert windows(loader) == [in_reading_order[i] for i in order[:full_batches]]
     assert len(loader) == len(dataset) // 4
+    assert loader.num_workers == num_workers
 
 
 def test_without_drop_last_each_window_comes_once_an_epoch(words):
@@ -178,6 +179,14 @@ def test_the_seed_decides_the_split_and_the_order(words):
     assert epochs[0] == epochs[1] != epochs[2]
     whole = [windows(made(words, seed=seed, val_fraction=0.0).train_dataloader()) for seed in (1, 2)]
     assert whole[0] != whole[1]
+
+
+def test_validation_begins_at_the_beginning_of_a_document_near_it(tmp_path):
+    for name in "abcde":  # 59 words and the end of text: documents begin at 0, 60, 120, 180 and 240
+        (tmp_path / f"{name}.txt").write_text(" ".join(f"{name}{i}" for i in range(59)))
+    starts = {made(tmp_path, val_fraction=0.2, seed=seed).val_dataset.ranges[0].start for seed in range(20)}
+    # The places are 0, 79, 159 and 239; near is within a quarter of 60 tokens.
+    assert starts == {0, 79, 159, 240}
 
 
 @pytest.mark.parametrize(
@@ -296,8 +305,9 @@ def test_without_a_trainer_there_is_no_state(words):
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"num_workers": 2}, {"drop_last": False}], ids=str)
 def test_the_same_data_is_taken_with_other_batches_and_workers(words, state, options):
     data = made(words, **options)
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     data.load_state_dict(state)
-    assert len(data.train_dataloader())
+    assert windows(data.train_dataloader())[:4] == windows(made(words).train_dataloader())[12:16]
 
 
 @pytest.mark.parametrize(

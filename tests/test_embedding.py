@@ -192,14 +192,15 @@ def test_bfloat16_tables_give_bfloat16_vectors():
     assert torch.equal(embedding(IDS), expected)
 
 
-def test_a_forward_pass_allocates_its_output_and_nothing_of_that_size_beside_it():
-    embedding = EmbeddingModule(vocab_size=100, embed_dim=64, context_size=256)
+@pytest.mark.parametrize("num_masks", [0, 1])
+def test_a_forward_pass_allocates_its_output_and_the_mask_of_dropout_and_no_more(num_masks):
+    embedding = EmbeddingModule(vocab_size=100, embed_dim=64, context_size=256, dropout=0.1 * num_masks)
     ids = torch.randint(0, 100, (16, 256))
     with torch.no_grad(), profile(profile_memory=True) as profiled:
         output = embedding(ids)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
-    output_bytes = output.numel() * 4
-    assert output_bytes <= allocated <= output_bytes + 65_536
+    expected = (1 + num_masks) * output.numel() * 4
+    assert expected <= allocated <= expected + 65_536
 
 
 def test_the_gradient_keeps_the_ids_and_no_vectors():

@@ -208,6 +208,7 @@ def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle,
     assert (epochs[0] != epochs[1]) == shuffle
     assert [len(inputs) for inputs, _ in epochs[0]] == [4, 4, 4] + [1] * (not drop_last)
     assert len(loader) == len(textbook_loader)
+    assert loader.num_workers == num_workers
 
 
 @pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
