@@ -27,14 +27,14 @@ def find_files(source: Source | None) -> list[Path]:
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder has no text file.
-        ValueError: If the source is an empty list.
+        ValueError: If the source is an empty list or name.
     """
     if source is None:
         return [SHIPPED_TEXT]
     paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    if not paths:
-        raise ValueError("data.source is an empty list. Give at least one text file or folder.")
-    files = set()
+    if not paths or "" in paths:
+        raise ValueError(f"data.source is empty: {source!r}. Give at least one text file or folder.")
+    files: dict[Path, Path] = {}  # by where they really lie, as one may be named in two ways
     for path in map(Path, paths):
         if path.is_dir():
             found = [file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
@@ -43,15 +43,15 @@ def find_files(source: Source | None) -> list[Path]:
                     f"data.source: the folder {path} has no text file ({', '.join(TEXT_SUFFIXES)}), nor have the "
                     "folders below it. Name the files themselves if they end otherwise."
                 )
-            files.update(found)
+            files.update({file.resolve(): file for file in found})
         elif path.exists():
-            files.add(path)
+            files[path.resolve()] = path
         else:
             raise FileNotFoundError(
                 f"data.source: there is no file or folder {path} (looked in {Path.cwd()}). Check the spelling, "
                 "or leave data.source out to use the tale that ships with gpt2_lit."
             )
-    return sorted(files, key=lambda file: file.as_posix())
+    return sorted(files.values(), key=lambda file: file.as_posix())
 
 
 def read_text(path: Path) -> str:

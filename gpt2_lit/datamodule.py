@@ -123,6 +123,8 @@ class GPTDataModule(LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}. Set data.{name}.")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must be a number of 64 bits, got {seed}. Set data.seed.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
         self.source = source
@@ -200,6 +202,10 @@ class GPTDataModule(LightningDataModule):
             )
         if self._restored:
             self._check_same_data()
+            if not self.trainer:
+                raise RuntimeError(
+                    "to go on from a checkpoint takes a Trainer: trainer.fit(model, data, ckpt_path=...)."
+                )
             self._align_batches_of_the_epoch(sampler)
         return self._loader(dataset, sampler)
 

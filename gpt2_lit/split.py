@@ -41,14 +41,15 @@ def split_tokens(
 
     Windows are cut after this, inside the ranges: overlapping windows that are split at random put the same tokens on
     both sides. The split does not depend on the stride nor the batch size, and on the context size only where a text
-    is so short that validation must be enlarged to hold one window, or where the context is beyond 4,000 tokens.
+    is so short that validation has less than two windows, or where the context is beyond 4,000 tokens.
 
     Args:
         num_tokens: Length of the text, in tokens.
         val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
         context_size: Length of a window, in tokens.
         seed: Decides where validation lies.
-        document_ends: Where documents end, in tokens, ascending. A stretch begins and ends there if one is near.
+        document_ends: Where documents end, in tokens, ascending. A stretch begins and ends there if one is near: within
+            a quarter of its length, by which validation can come out longer or shorter.
 
     Raises:
         ValueError: If the text cannot give each side one window of ``context_size + 1`` tokens.

@@ -27,8 +27,9 @@ class EmbeddingStub(LightningModule):
     """Trains an EmbeddingModule to tell the next token, through whatever stands in the backbone.
 
     The objective is GPT-2's: embed the tokens, send the vectors through the backbone, and compare what comes out with
-    every vector of the token table ("tied head"). With no backbone it learns which token follows which, which is all
-    that an embedding alone can know; the next chapters put attention and blocks into its place.
+    every vector of the token table ("tied head"). With no backbone it can learn little: how frequent tokens are and
+    which stand side by side, but not in which order, because the score of b after a is then that of a after b. The
+    next chapters put attention and blocks into its place.
 
     Logged every ``trainer.log_every_n_steps`` steps: ``train/loss``, ``embedding_norm/token``, ``/position`` and
     ``/input`` (means of the L2 norms of the batch's vectors; input is what the backbone receives),

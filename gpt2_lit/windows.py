@@ -93,8 +93,12 @@ class GPTDatasetV1(Dataset[Batch]):
 
     def __getitem__(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> Batch:
         """One window, shape (T,), or those of several indices, shape (B, T)."""
-        windows, num_windows = np.asarray(index, dtype=np.int64), len(self)
-        if windows.size:
+        windows, num_windows = np.asarray(index), len(self)
+        if not windows.size:
+            windows = windows.astype(np.int64)
+        elif windows.dtype.kind not in "iu":
+            raise TypeError(f"a window is named by a whole number, got {index!r}.")
+        else:
             lowest = windows.min()
             if not -num_windows <= lowest <= windows.max() < num_windows:
                 raise IndexError(f"there is no window {index}: the dataset has {num_windows}, from 0.")

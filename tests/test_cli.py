@@ -195,6 +195,7 @@ def test_a_backbone_and_an_optimizer_of_ones_own_plug_in_and_load_again_without_
     last = tmp_path / "logs/version_0/checkpoints/last.ckpt"
     state = torch.load(last, weights_only=True)
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 0.1
+    assert state["hyper_parameters"]["optimizer"]["class_path"] == "torch.optim.SGD"
     model = EmbeddingStub.load_from_checkpoint(last)
     assert type(model.backbone).__name__ == "Blocks"
     assert len(model.backbone.layers) == 2
@@ -272,6 +273,8 @@ BAD = [
     (["--data.source=short.txt"], "one window needs context_size + 1 = 33 tokens"),
     (["--data.source=short.txt", "--data.val_fraction=0"], "one window needs context_size + 1 = 33 tokens"),
     (["--data.source=medium.txt"], "33 tokens in train and 33 for val, and the text has 50"),
+    (["--data.source="], "data.source is empty"),
+    ([f"--data.seed={2**63}"], "seed must be a number of 64 bits"),
     (["--data.stride=0"], "stride must be at least 1, got 0"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
     (["--data.batch_size=1000"], "no training batch is full"),

@@ -101,7 +101,7 @@ def test_one_folder_without_text_among_others_is_an_error(folder):
 
 
 def test_an_empty_list_is_an_error():
-    with pytest.raises(ValueError, match=r"data.source is an empty list"):
+    with pytest.raises(ValueError, match=r"data.source is empty: \[\]"):
         find_files([])
 
 
@@ -120,3 +120,10 @@ def test_a_file_that_is_not_utf8_is_named_with_the_first_wrong_byte(tmp_path_fac
     path.write_bytes(start + wrong)
     with pytest.raises(ValueError, match=rf"latin.txt is not UTF-8: byte 0x{wrong[0]:02x} at offset {len(start)} "):
         read_text(path)
+
+
+def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    assert len(find_files(["a.txt", tmp_path / "a.txt", ".", "./b.txt"])) == 1

@@ -387,3 +387,10 @@ def test_the_summary_names_the_first_and_last_of_several_files(tmp_path):
         (tmp_path / name).write_text(DIFFERENT_WORDS)
     assert made(tmp_path).summary().startswith(f"  source  3 files, {tmp_path / 'a.txt'} to {tmp_path / 'c.txt'}\n")
     assert "  source  the tale that ships with gpt2_lit (tale.txt)\n" in made(None).summary()
+
+
+def test_a_place_in_the_data_without_a_trainer_is_an_error(words, state):
+    data = made(words)
+    data.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="takes a Trainer"):
+        data.train_dataloader()

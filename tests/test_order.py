@@ -67,10 +67,10 @@ def is_plausible(chi_square: float, freedom: int) -> bool:
 
 def test_each_of_five_windows_comes_equally_often_at_each_place():
     counts = np.zeros((5, 5))
-    for seed in range(2500):
+    for seed in range(1000):
         counts[np.arange(5), permute(np.arange(5), 5, seed, epoch=11)] += 1
     # Rows and columns of a table of permutations have fixed sums: 4 * 4 free numbers, and a factor of 4 / 5.
-    assert is_plausible(((counts - 500) ** 2 / 500).sum() * 4 / 5, freedom=16)
+    assert is_plausible(((counts - 200) ** 2 / 200).sum() * 4 / 5, freedom=16)
 
 
 def test_all_orders_of_four_windows_come_equally_often():

@@ -236,3 +236,11 @@ def test_tokens_are_kept_once_however_much_windows_overlap():
     # The windows alone would be 16 MB: 8 bytes a token, twice, each token in 4 of them.
     assert len(dataset) * 256 * 2 * 8 > 15e6
     assert peak < 4e6
+
+
+def test_an_index_that_is_no_whole_number_is_refused():
+    dataset = GPTDatasetV1.from_token_ids(np.arange(9), 2, 2)
+    for index in (np.array(1.0), np.array([0.5]), np.array([True])):
+        with pytest.raises(TypeError, match="a window is named by a whole number"):
+            dataset[index]
+    assert dataset[[]].input_ids.shape == (0, 2)
