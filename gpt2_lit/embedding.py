@@ -94,7 +94,7 @@ class EmbeddingModule(nn.Module):
         stop_position = start_position + input_ids.shape[-1]
         # In place: the sum needs no memory of its own, and no gradient needs the vectors as they were before.
         vectors += self.position_embedding.weight[start_position:stop_position]
-        return self.dropout(vectors)
+        return self.dropout(vectors) if self.dropout.p else vectors
 
     def _check(self, input_ids: Tensor, start_position: int) -> None:
         if input_ids.dtype not in (torch.int64, torch.int32):
