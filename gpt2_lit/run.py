@@ -62,7 +62,7 @@ class SaveRunConfig(SaveConfigCallback):
             number = 1
             while (former := folder / f"config-{number}.yaml").exists():
                 number += 1
-            path.rename(former)
+            shutil.copyfile(path, former)
         _put_in_place(aside, path)
 
 
@@ -73,7 +73,8 @@ class RunCheckpoint(Checkpoint):
     Without a logger a run has no folder, and nothing is kept.
 
     The first Ctrl-C or SIGTERM lets the step end, with all batches that it accumulates, saves last.ckpt, and ends the
-    program with status 130 or 143; a second one ends it at once.
+    program with status 130 or 143; a second one ends it at once. A validation that is stopped so is not repeated when
+    the run goes on.
 
     Args:
         every_n_steps: Optimizer steps from one last.ckpt to the next. It is also kept at the end of each epoch, and

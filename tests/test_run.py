@@ -22,9 +22,10 @@ TEXT = " ".join(f"w{i}" for i in range(181))
 class Watch(Callback):
     """Keeps the windows that were trained on, batch by batch, and breaks off in the batch with this number."""
 
-    def __init__(self, break_in: int | None = None) -> None:
+    def __init__(self, break_in: int | None = None, interrupt_validation: bool = False) -> None:
         self.trained: list[list[int]] = []
         self.break_in = break_in
+        self.interrupt_validation = interrupt_validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if len(self.trained) == self.break_in:
@@ -32,6 +33,10 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.trained.append(batch.input_ids[:, 0].tolist())
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.interrupt_validation and len(self.trained) == EPOCH and batch_idx == 0:
+            signal.raise_signal(signal.SIGINT)
 
 
 class EstimatingStub(EmbeddingStub):
@@ -51,6 +56,7 @@ def train(
     text: Path,
     checkpoint: Path | None = None,
     break_in: int | None = None,
+    interrupt_validation: bool = False,
     every_n_steps: int = 10**6,
     num_workers: int = 0,
     val_fraction: float = 0.0,
@@ -69,7 +75,7 @@ def train(
         num_workers=num_workers,
     )
     stub = model(data.vocab_size, embed_dim=8, context_size=4)
-    watch = Watch(break_in)
+    watch = Watch(break_in, interrupt_validation)
     trainer = Trainer(
         **({"max_epochs": 3} | options),
         accelerator="cpu",
@@ -83,6 +89,8 @@ def train(
         trainer.fit(stub, data, ckpt_path=checkpoint, weights_only=True)
     except ConnectionError:
         assert break_in is not None
+    except SystemExit:
+        assert interrupt_validation
     return watch.trained, stub.embedding.token_embedding.weight.detach()
 
 
@@ -146,6 +154,19 @@ def test_a_run_that_was_stopped_goes_on_with_the_windows_it_has_not_seen_and_end
     )
     assert before[:trained_before] + after == whole
     assert torch.equal(resumed_weights, weights)
+
+
+def test_a_run_that_was_stopped_within_a_validation_goes_on_too(tmp_path: Path, text: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "val_fraction": 0.25}  # 11 batches for training, 4 for validation
+    whole, weights = train(tmp_path / "whole", text, **options)
+    before, _ = train(tmp_path / "stopped", text, interrupt_validation=True, **options)
+    last = tmp_path / "stopped/version_0/checkpoints/last.ckpt"
+    after, resumed_weights = train(tmp_path / "stopped", text, last, **options)
+    assert len(before) == EPOCH
+    assert before + after == whole
+    assert torch.equal(resumed_weights, weights)
+    losses = [logged(tmp_path / name / "version_0")["val/loss"] for name in ("whole", "stopped")]
+    assert losses[1] == losses[0][1:], "the validation that was stopped is not repeated"
 
 
 def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(tmp_path: Path, text: Path) -> None:
