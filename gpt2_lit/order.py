@@ -123,7 +123,9 @@ class WindowSampler(DistributedSampler):
             stop = min(window + num_batches * self.global_batch, self.num_windows)
             windows = self._windows(epoch, window, stop)
             for start in range(0, len(windows), self.global_batch):
-                share = np.array_split(windows[start : start + self.global_batch], self.num_replicas)[self.rank]
+                share = windows[start : start + self.global_batch]
+                if self.num_replicas > 1:
+                    share = np.array_split(share, self.num_replicas)[self.rank]
                 if len(share):
                     yield share
             window, remaining = stop, remaining - num_batches
