@@ -34,7 +34,7 @@ def find_files(source: Source | None) -> list[Path]:
     paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if not paths or "" in paths:
         raise ValueError(f"data.source is empty: {source!r}. Give at least one text file or folder.")
-    files: dict[Path, Path] = {}  # by where they really lie, as one may be named in two ways
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             found = [file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
@@ -43,15 +43,19 @@ def find_files(source: Source | None) -> list[Path]:
                     f"data.source: the folder {path} has no text file ({', '.join(TEXT_SUFFIXES)}), nor have the "
                     "folders below it. Name the files themselves if they end otherwise."
                 )
-            files.update({file.resolve(): file for file in found})
+            files += found
         elif path.exists():
-            files[path.resolve()] = path
+            files.append(path)
         else:
             raise FileNotFoundError(
                 f"data.source: there is no file or folder {path} (looked in {Path.cwd()}). Check the spelling, "
                 "or leave data.source out to use the tale that ships with gpt2_lit."
             )
-    return sorted(files.values(), key=lambda file: file.as_posix())
+    # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
+    named: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: file.as_posix()):
+        named.setdefault(file.resolve(), file)
+    return list(named.values())
 
 
 def read_text(path: Path) -> str:

@@ -127,3 +127,4 @@ def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
     assert len(find_files(["a.txt", tmp_path / "a.txt", ".", "./b.txt"])) == 1
+    assert find_files(["b.txt", "a.txt"]) == find_files(["a.txt", "b.txt"]) == [Path("a.txt")]
