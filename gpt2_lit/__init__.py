@@ -6,6 +6,7 @@ The way of the data, one file a step; each imports only files above it:
      |   word_tokenizer.py   text -> words -> ids
      |   bpe.py              text -> GPT-2 ids
      |   corpus.py           paths -> documents
+     |   prepare.py          documents -> tokens on disk; token_store.py has their format, token_cache.py their place
      v
     tokens (N,)
      |   split.py            tokens -> train and val ranges, no token in both
@@ -21,7 +22,7 @@ The way of the data, one file a step; each imports only files above it:
      |   stub.py             norms and losses -> TensorBoard
      |   run.py              a run -> a folder: curves, config, checkpoints
      v
-    cli.py, options.py, trainer_cli.py: the command line over all of it
+    options.py, trainer_cli.py, cli.py: the command line over all of it; tool.py looks at tokens
 
 The letters of shapes, the same in every signature:
     N tokens, W windows, B windows in a batch, T tokens in a window (context_size),

@@ -1,31 +1,29 @@
 """windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
 
+import os
 import signal
 import time
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, gpt2_tokenizer, token_array
-from gpt2_lit.corpus import Source, find_files, read_documents
-from gpt2_lit.order import ORDER_VERSION, Position, WindowSampler
+from gpt2_lit.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
+from gpt2_lit.corpus import Source, TextOptions, find_files, read_pieces
+from gpt2_lit.order import ORDER_VERSION, Position, Shuffle, WindowSampler
+from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens
+from gpt2_lit.token_cache import TokenCache, default_folder, source_name
+from gpt2_lit.token_store import TokenStore
 from gpt2_lit.windows import Batch, GPTDatasetV1, as_it_is
-from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab
+from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
-
-
-class Tokens(NamedTuple):
-    """The tokens of a source, shape (N,), and where each document ends among them."""
-
-    ids: np.ndarray
-    document_ends: list[int]
 
 
 class TimedDataLoader(DataLoader[Batch]):
@@ -72,14 +70,22 @@ class GPTDataModule(LightningDataModule):
             overlap. Windows of validation and test never overlap, so that each token counts once.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        test_source: Text for test and predict, in the forms of source. None is the validation part of source.
+        val_source: Text for validation, in the forms of source; then all of source is for training, and val_fraction
+            does not count.
+        test_source: Text for test and predict, in the forms of source. None is what validation has.
         seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
             start from other weights see the same data.
-        shuffle: Whether to train in a random order, another each epoch.
+        shuffle: Order of training. global draws from all windows; block goes through blocks of neighbouring windows,
+            for cold disks and stores larger than the memory; both in another order each epoch. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
         num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
             that fit into memory.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
+        cache_dir: Folder where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
+            ~/.cache/gpt2_lit. It may be deleted at any time.
+        text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
+        strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
+        token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
 
     Raises:
         ValueError: If a number is out of its range, when the module is made; if the text is too short, not UTF-8 or
@@ -102,12 +108,17 @@ class GPTDataModule(LightningDataModule):
         stride: int | None = None,
         batch_size: int = 8,
         val_fraction: float = 0.1,
+        val_source: Source | None = None,
         test_source: Source | None = None,
         seed: int = 42,
-        shuffle: bool = True,
+        shuffle: Literal["global", "block"] | bool = "global",
         drop_last: bool = True,
         num_workers: int = 0,
         pin_memory: bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        text_field: str = "text",
+        strip_gutenberg: bool = False,
+        token_dtype: Literal["uint16", "uint32", "int32"] = "uint16",
     ) -> None:
         super().__init__()
         if tokenizer not in TOKENIZERS:
@@ -127,7 +138,10 @@ class GPTDataModule(LightningDataModule):
             raise ValueError(f"seed must be a number of 64 bits, got {seed}. Set data.seed.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
+        if shuffle not in ("global", "block", True, False):
+            raise ValueError(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
         self.source = source
+        self.val_source = val_source
         self.tokenizer_name = tokenizer
         self.context_size = context_size
         self.stride = stride
@@ -135,10 +149,14 @@ class GPTDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.test_source = test_source
         self.seed = seed
-        self.shuffle = shuffle
+        self.shuffle: Shuffle = "global" if shuffle is True else shuffle
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
+        self.text_options = TextOptions(text_field, strip_gutenberg)
+        self.token_dtype = token_dtype
+        self.store: TokenStore | None = None
         self.train_dataset: GPTDatasetV1 | None = None
         self.val_dataset: GPTDatasetV1 | None = None
         self.test_dataset: GPTDatasetV1 | None = None
@@ -154,8 +172,12 @@ class GPTDataModule(LightningDataModule):
         """What made the ids, with ``encode`` and ``decode``."""
         if self.tokenizer_name == "gpt2":
             return gpt2_tokenizer()
-        text = "\n".join(document.text for document in read_documents(self.source))
-        return SimpleTokenizerV2(build_vocab(text, special_words=["<|endoftext|>", SimpleTokenizerV2.UNKNOWN]))
+        words: set[str] = set()
+        for file in find_files(self.source):
+            for piece in read_pieces(file, self.text_options):
+                words.update(tokenize(piece.text))
+        special_words = ["<|endoftext|>", SimpleTokenizerV2.UNKNOWN]
+        return SimpleTokenizerV2(build_vocab("\n".join(words), special_words))
 
     @property
     def num_tokens(self) -> dict[str, int]:
@@ -167,14 +189,36 @@ class GPTDataModule(LightningDataModule):
         """Windows in each split that is set up: train, val, test."""
         return {name: len(dataset) for name, dataset in self._datasets().items()}
 
+    def prepare_data(self) -> None:
+        """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
+        for source in (self.source, self.val_source, self.test_source):
+            if source is None and source is not self.source:
+                continue
+            done = self._cache.prepare(source)
+            if done and done.changes:
+                changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
+                print(
+                    f"{source_name(source)} has changed since it was encoded: {changes}. "
+                    f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
+                )
+
     def setup(self, stage: str | None = None) -> None:
-        """Read, encode and split the source, once; ``stage`` may be fit, validate, test, predict, or None for all."""
+        """Open and split the tokens; ``stage`` may be fit, validate, test, predict, or None for all."""
         self._restored = {}
         if self.train_dataset is None:
-            ids, document_ends = self._tokens
-            split = split_tokens(len(ids), self.val_fraction, self.context_size, self.seed, document_ends)
-            self.train_dataset = self._windows(ids, self.stride, split.train)
-            self.val_dataset = self._windows(ids, self.context_size, split.val) if split.val else None
+            if not self.trainer:
+                self.prepare_data()
+            self.store = store = self._cache.open(self.source)
+            if self.val_source is None:
+                split = split_tokens(
+                    len(store), self.val_fraction, self.context_size, self.seed, store.nearest_document_end
+                )
+                self.train_dataset = self._windows(store, self.stride, split.train)
+                self.val_dataset = self._windows(store, self.context_size, split.val) if split.val else None
+            else:
+                whole = split_tokens(len(store), 0, self.context_size, self.seed)
+                self.train_dataset = self._windows(store, self.stride, whole.train)
+                self.val_dataset = self._evaluation_windows("val_source", self.val_source)
         if self.val_dataset is None:
             if stage == "validate":
                 raise ValueError("there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0.")
@@ -184,13 +228,7 @@ class GPTDataModule(LightningDataModule):
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
             else:
-                test_ids, _ = self._encode(self.test_source)
-                self.test_dataset = self._windows(test_ids, self.context_size, [Range(0, len(test_ids))])
-                if not len(self.test_dataset):
-                    raise ValueError(
-                        f"test_source is too short: one window needs context_size + 1 = {self.context_size + 1} tokens,"
-                        f" and it has {len(test_ids)}. Lower data.context_size or give more text in data.test_source."
-                    )
+                self.test_dataset = self._evaluation_windows("test_source", self.test_source)
 
     def train_dataloader(self) -> DataLoader:
         dataset = _set_up(self.train_dataset)
@@ -241,15 +279,17 @@ class GPTDataModule(LightningDataModule):
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
         train, val = _set_up(self.train_dataset), self.val_dataset
-        files = find_files(self.source)
+        assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]}"
-        if self.source is None:
-            name = f"the tale that ships with gpt2_lit ({files[0].name})"
+        name = source_name(self.source)
+        if self.store.manifest and self.store.manifest.num_documents > 1:
+            manifest = self.store.manifest
+            name += f" ({manifest.num_documents:,} documents in {manifest.num_sources:,} files)"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
         lines = [
             ("source", name),
+            ("store", self.store.path),
             ("tokens", f"{total:,} ({self.tokenizer_name}, vocabulary of {self.vocab_size:,})"),
             ("train", _split_line(train, total)),
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
@@ -262,30 +302,23 @@ class GPTDataModule(LightningDataModule):
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
-    @cached_property
-    def _tokens(self) -> Tokens:
-        return self._encode(self.source)
-
-    def _encode(self, source: Source | None) -> Tokens:
-        """The tokens of all documents of a source, with the end of text between them."""
-        end_of_text = np.array([self._end_of_text], dtype=np.min_scalar_type(self._end_of_text))
-        arrays, ends, num_tokens = [], [], 0
-        for document in read_documents(source):
-            if arrays:
-                arrays.append(end_of_text)
-                num_tokens += 1
-                ends.append(num_tokens)
-            arrays.append(token_array(self.tokenizer, document.text))
-            num_tokens += len(arrays[-1])
-        return Tokens(np.concatenate(arrays), ends)
-
     @property
-    def _end_of_text(self) -> int:
-        """The id that stands between two documents."""
-        return GPT2_END_OF_TEXT if self.tokenizer_name == "gpt2" else self.tokenizer.vocab["<|endoftext|>"]
+    def _cache(self) -> TokenCache:
+        words = None if self.tokenizer_name == "gpt2" else self.tokenizer
+        return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
 
-    def _windows(self, ids: np.ndarray, stride: int, ranges: list[Range]) -> GPTDatasetV1:
-        return GPTDatasetV1.from_token_ids(ids, self.context_size, stride, ranges)
+    def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> GPTDatasetV1:
+        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges)
+
+    def _evaluation_windows(self, name: str, source: Source) -> GPTDatasetV1:
+        store = self._cache.open(source)
+        dataset = self._windows(store, self.context_size, [Range(0, len(store))])
+        if not len(dataset):
+            raise ValueError(
+                f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
+                f"{len(store)}. Lower data.context_size or give more text in data.{name}."
+            )
+        return dataset
 
     def _loader(self, dataset: GPTDatasetV1, sampler: WindowSampler) -> DataLoader:
         if self.trainer and self.trainer.overfit_batches:
@@ -348,6 +381,7 @@ class GPTDataModule(LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a place in the data to mean the same. The batch size may change."""
         dataset = _set_up(self.train_dataset)
+        assert self.store is not None
         return {
             "order_version": ORDER_VERSION,
             "windows": len(dataset),
@@ -355,7 +389,8 @@ class GPTDataModule(LightningDataModule):
             "stride": self.stride,
             "seed": self.seed,
             "shuffle": self.shuffle,
-            "checksum": zlib.crc32(np.array(dataset.ranges).data, zlib.crc32(dataset.token_ids.data)),
+            "tokens": self.store.content,
+            "ranges": zlib.crc32(np.array(dataset.ranges).data),
         }
 
     def _check_same_data(self) -> None:

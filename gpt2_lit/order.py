@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,7 +12,14 @@ from torch.utils.data import DistributedSampler
 # A checkpoint is a place in this order: whoever changes a line of permute() must count this up.
 ORDER_VERSION = 1
 _ROUNDS = 8
-_BLOCK_WINDOWS = 4096  # windows whose order is computed at a time
+_AT_A_TIME = 4096  # windows whose order is computed in one go
+
+# Of the shuffle in blocks: at a context of 1024, a block is half a megabyte on disk, and a group 32 of them.
+BLOCK_WINDOWS = 256
+GROUP_BLOCKS = 64
+_FIRST, _GROUP, _BLOCKS = 1, 2, 3  # what a key is for
+
+Shuffle = Literal["global", "block"] | bool
 
 
 def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
@@ -30,8 +37,49 @@ def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epo
         >>> permute(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
         [3, 2, 4, 8, 6, 9, 0, 7, 1, 5]
     """
-    digest = hashlib.blake2b(struct.pack("<qq", seed, epoch), digest_size=8 * _ROUNDS).digest()
-    keys = np.frombuffer(digest, dtype="<u8")
+    return _permute(positions, num_windows, _keys(seed, epoch))
+
+
+def permute_in_blocks(
+    positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " B"]:
+    """A shuffle that reads the tokens in pieces of some size: for cold disks, and stores larger than the memory.
+
+    The windows are cut into blocks of 256 neighbours, beginning at another window each epoch. The blocks are permuted,
+    and then the windows of each 64 blocks that follow each other in the new order: a batch draws from 64 places.
+    As with :func:`permute`, any part can be had without the rest.
+
+    Example:
+        >>> permute_in_blocks(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
+        [6, 2, 5, 1, 0, 8, 9, 4, 3, 7]
+    """
+    num_blocks = num_windows // BLOCK_WINDOWS
+    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
+    group_windows = GROUP_BLOCKS * BLOCK_WINDOWS
+    windows = np.empty_like(positions)
+    groups = positions // group_windows
+    for group in np.unique(groups).tolist():
+        start = group * group_windows
+        # What is left behind the last whole block goes with the last group.
+        stop = min(start + group_windows, num_windows)
+        of_group = groups == group
+        windows[of_group] = start + _permute(
+            positions[of_group] - start, stop - start, _keys(seed, epoch, _GROUP, group)
+        )
+    slots = windows // BLOCK_WINDOWS
+    whole = slots < num_blocks
+    blocks = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
+    windows[whole] += (blocks - slots[whole]) * BLOCK_WINDOWS
+    return (windows + first) % num_windows
+
+
+def _keys(*what: int) -> np.ndarray:
+    """The keys of one permutation, others for each seed, epoch and purpose."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(what)}q", *what), digest_size=8 * _ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8")
+
+
+def _permute(positions: np.ndarray, num_windows: int, keys: np.ndarray) -> np.ndarray:
     bits = max((num_windows - 1).bit_length(), 6)  # fewer shuffle badly
     windows = _feistel(positions.astype(np.uint64), bits, keys)
     while (outside := windows >= num_windows).any():
@@ -79,7 +127,8 @@ class WindowSampler(DistributedSampler):
         num_windows: Windows in the dataset, W.
         batch_size: Windows that one process takes at a time, B.
         seed: Decides the order.
-        shuffle: Whether to permute the windows, in another order each epoch.
+        shuffle: global permutes all windows, block those of neighbouring blocks (:func:`permute_in_blocks`), each in
+            another order each epoch; False keeps their order. True is global.
         drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, the
             processes share them as evenly as can be; with fewer windows than processes, some get none.
         rank: Which of the processes this is, from 0.
@@ -92,13 +141,14 @@ class WindowSampler(DistributedSampler):
         num_windows: int,
         batch_size: int,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: Shuffle = "global",
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
         position: Callable[[], Position] | None = None,
     ) -> None:
-        super().__init__(range(num_windows), world_size, rank, shuffle, seed, drop_last)  # type: ignore[arg-type]
+        super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
+        self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size
@@ -116,7 +166,7 @@ class WindowSampler(DistributedSampler):
             self.epoch += 1
         remaining = len(self)
         while remaining:
-            num_batches = min(self.batches_from(window), remaining, max(_BLOCK_WINDOWS // self.global_batch, 1))
+            num_batches = min(self.batches_from(window), remaining, max(_AT_A_TIME // self.global_batch, 1))
             if not num_batches:
                 epoch, window = epoch + 1, 0
                 continue
@@ -146,4 +196,4 @@ class WindowSampler(DistributedSampler):
 
     def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         positions = np.arange(start, stop)
-        return permute(positions, self.num_windows, self.seed, epoch) if self.shuffle else positions
+        return self.permute(positions, self.num_windows, self.seed, epoch) if self.permute else positions

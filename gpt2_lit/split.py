@@ -2,8 +2,7 @@
 
 import math
 import random
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 # Validation is cut out in stretches of about this many tokens. One stretch loses less than one window of tokens at
@@ -35,7 +34,7 @@ def split_tokens(
     val_fraction: float,
     context_size: int,
     seed: int,
-    document_ends: Sequence[int] = (),
+    nearest_document_end: Callable[[int, int], int] = lambda position, within: position,
 ) -> Split:
     """Set stretches of a text aside for validation, at random places that the seed decides.
 
@@ -48,8 +47,10 @@ def split_tokens(
         val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
         context_size: Length of a window, in tokens.
         seed: Decides where validation lies.
-        document_ends: Where documents end, in tokens, ascending. A stretch begins and ends there if one is near: within
-            a quarter of its length, by which validation can come out longer or shorter.
+        nearest_document_end: From a place among the tokens and a distance, the document end nearest to it, or the
+            place itself if none is so near: :meth:`gpt2_lit.token_store.TokenStore.nearest_document_end`. Stretches
+            begin and end there if one is within an eighth of their length. What one gets too much or too little is made
+            up for by the next, so that all together are off by less than one stretch.
 
     Raises:
         ValueError: If the text cannot give each side one window of ``context_size + 1`` tokens.
@@ -73,12 +74,16 @@ def split_tokens(
     num_stretches = min(max(val_tokens // max(STRETCH_TOKENS, 8 * window), 1), MAX_STRETCHES)
     length = val_tokens // num_stretches
     num_places = max(num_tokens // length, 2)
-    slack = math.floor(min(length / 4, (length - window) / 2))
+    slack = math.floor(min(length / 8, (length - window) / 2))
 
-    val = []
+    val: list[Range] = []
+    owed = 0  # tokens that validation has too few so far, or too many
     for place in _choose(num_places, num_stretches, seed):
-        start = (num_tokens - length) * place // (num_places - 1)
-        val.append(Range(_nearest_end(start, document_ends, slack), _nearest_end(start + length, document_ends, slack)))
+        start = nearest_document_end((num_tokens - length) * place // (num_places - 1), slack)
+        start = max(start, val[-1].stop if val else 0)
+        stop = min(nearest_document_end(start + length + owed, slack), num_tokens)
+        owed += length - (stop - start)
+        val.append(Range(start, stop))
 
     borders = [0, *(border for stretch in val for border in stretch), num_tokens]
     train = [Range(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if start < stop]
@@ -98,10 +103,3 @@ def _choose(num_places: int, num_chosen: int, seed: int) -> list[int]:
     while len(chosen) < num_chosen:
         chosen.add(int(rng.random() * num_places))
     return sorted(chosen)
-
-
-def _nearest_end(position: int, document_ends: Sequence[int], slack: int) -> int:
-    """The document end nearest to a position, or the position itself if none is within ``slack`` tokens."""
-    i = bisect_left(document_ends, position)
-    near = [end for end in document_ends[max(i - 1, 0) : i + 1] if abs(end - position) <= slack]
-    return min(near, key=lambda end: abs(end - position), default=position)

@@ -1,16 +1,19 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from gpt2_lit.bpe import Encoder, gpt2_tokenizer, token_array
 from gpt2_lit.split import Range
+from gpt2_lit.token_store import TokenStore
 
 
 class Batch(NamedTuple):
@@ -50,16 +53,16 @@ class GPTDatasetV1(Dataset[Batch]):
 
     @classmethod
     def from_token_ids(
-        cls, token_ids: np.ndarray, context_size: int, stride: int, ranges: Sequence[Range] | None = None
+        cls, token_ids: np.ndarray | TokenStore, context_size: int, stride: int, ranges: Sequence[Range] | None = None
     ) -> "GPTDatasetV1":
-        """The same over tokens that are encoded already, in memory or memory-mapped.
+        """The same over tokens that are encoded already.
 
         Args:
-            token_ids: The tokens in reading order; shape (N,), any integer type.
+            token_ids: The tokens in reading order: an array of shape (N,), in memory or memory-mapped, or a store.
             context_size: Length of a window, in tokens.
             stride: Distance between the starts of neighbouring windows of a range, in tokens.
-            ranges: The parts of the tokens to cut windows from; no window crosses from one into another.
-                None is all of them.
+            ranges: The parts of the tokens to cut windows from; no window crosses from one into another, nor from one
+                shard of a store into the next. None is all of them.
 
         Example:
             >>> dataset = GPTDatasetV1.from_token_ids(np.arange(9), 2, 2, ranges=[Range(0, 4), Range(5, 9)])
@@ -70,18 +73,38 @@ class GPTDatasetV1(Dataset[Batch]):
         dataset._set_up(token_ids, context_size, stride, ranges)
         return dataset
 
-    def _set_up(self, token_ids: np.ndarray, context_size: int, stride: int, ranges: Sequence[Range] | None) -> None:
+    def _set_up(
+        self, token_ids: np.ndarray | TokenStore, context_size: int, stride: int, ranges: Sequence[Range] | None
+    ) -> None:
         for name, tokens in (("context_size", context_size), ("stride", stride)):
             if tokens < 1:
                 raise ValueError(f"{name} must be at least 1 token, got {tokens}. Set data.{name}.")
-        self.token_ids = np.ascontiguousarray(token_ids)
+        self.token_ids = token_ids if isinstance(token_ids, TokenStore) else np.ascontiguousarray(token_ids)
         self.context_size = context_size
         self.stride = stride
-        self.ranges = [Range(0, len(token_ids))] if ranges is None else list(ranges)
+        shards = self.token_ids.shards if isinstance(self.token_ids, TokenStore) else [self.token_ids]
+        shard_starts = np.cumsum([0, *map(len, shards)]).tolist()
+        self.ranges = [Range(0, shard_starts[-1])] if ranges is None else list(ranges)
 
-        windows = np.array([max(0, -((context_size - r.num_tokens) // stride)) for r in self.ranges], dtype=np.int64)
-        self._windows_before = np.concatenate([[0], np.cumsum(windows)])
-        self._range_starts = np.array([r.start for r in self.ranges], dtype=np.int64)
+        self._rows, shard_rows = _rows_of_all(shards, context_size)
+        windows, rows = [], []
+        for part in self.ranges:
+            shard = bisect_right(shard_starts, part.start) - 1
+            while shard < len(shards) and shard_starts[shard] < part.stop:
+                start = max(part.start, shard_starts[shard])
+                num_tokens = min(part.stop, shard_starts[shard + 1]) - start
+                windows.append(max(0, -((context_size - num_tokens) // stride)))
+                rows.append(shard_rows[shard] + start - shard_starts[shard])
+                shard += 1
+        self._windows_before = np.cumsum([0, *windows])
+        self._first_rows = np.array(rows, dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: of a store the path, not the tokens."""
+        return {name: getattr(self, name) for name in ("token_ids", "context_size", "stride", "ranges")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(**state)
 
     @property
     def num_tokens(self) -> int:
@@ -104,27 +127,40 @@ class GPTDatasetV1(Dataset[Batch]):
                 raise IndexError(f"there is no window {index}: the dataset has {num_windows}, from 0.")
             if lowest < 0:
                 windows = windows % num_windows
-        rows = self._rows()[self._starts(windows)]
+        rows = self._rows[self._rows_of(windows)]
         return Batch(
             torch.from_numpy(rows[..., :-1].astype(np.int64)),
             torch.from_numpy(rows[..., 1:].astype(np.int64)),
         )
 
-    def _starts(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
-        """The first token of each window."""
-        if len(self.ranges) == 1:
-            return self._range_starts[0] + windows * self.stride
-        of_range = np.searchsorted(self._windows_before, windows, side="right") - 1
-        return self._range_starts[of_range] + (windows - self._windows_before[of_range]) * self.stride
+    def _rows_of(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
+        """Which of the rows each window is."""
+        if len(self._first_rows) == 1:
+            return self._first_rows[0] + windows * self.stride
+        part = np.searchsorted(self._windows_before, windows, side="right") - 1
+        return self._first_rows[part] + (windows - self._windows_before[part]) * self.stride
 
-    def _rows(self) -> np.ndarray:
-        """Row i is the tokens i to i + context_size: a view that overlaps itself and takes no memory.
 
-        Picking rows of it copies each window in one piece; indexing the tokens one by one took three times as long.
-        """
-        tokens = self.token_ids
-        shape = (max(len(tokens) - self.context_size, 0), self.context_size + 1)
-        return np.ndarray(shape, tokens.dtype, tokens, strides=tokens.strides * 2)
+def _rows_of_all(shards: Sequence[np.ndarray], context_size: int) -> tuple[np.ndarray, list[int]]:
+    """A view whose row i is the tokens i to i + context_size, and which of its rows each shard begins with.
+
+    The rows overlap, so that the view takes no memory; picking rows of it copies each window in one piece. Shards
+    that are mapped into memory lie anywhere in it: the view begins at the lowest of them and reaches over all, and the
+    rows between them must not be picked. Going through the shards one by one instead takes two to four times as long,
+    and indexing token by token three times.
+    """
+    filled = [shard for shard in shards if len(shard)]
+    if not filled:
+        return np.empty((0, context_size + 1), np.uint16), [0] * len(shards)
+    addresses = [shard.__array_interface__["data"][0] for shard in shards]
+    lowest = min(filled, key=lambda shard: shard.__array_interface__["data"][0])
+    first, itemsize = lowest.__array_interface__["data"][0], lowest.itemsize
+    starts = [
+        (address - first) // itemsize if len(shard) else 0 for address, shard in zip(addresses, shards, strict=True)
+    ]
+    num_tokens = max(start + len(shard) for start, shard in zip(starts, shards, strict=True))
+    shape = (max(num_tokens - context_size, 0), context_size + 1)
+    return as_strided(lowest, shape, lowest.strides * 2, writeable=False), starts
 
 
 def dataloader_v1(

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,15 @@ PROGRAM = [sys.executable, str(PROJECT / "train_stub.py")]
 
 # Steps of a few milliseconds: the ids of the words of the tale, vectors of 8 numbers.
 SMALL = ["--data.tokenizer=words", "--model.embed_dim=8", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all tests keep their tokens, instead of the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("GPT2_LIT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

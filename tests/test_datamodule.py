@@ -60,7 +60,7 @@ def test_the_ids_of_a_text_are_those_of_the_textbook():
     data = GPTDataModule()
     data.setup("fit")
     ids = gpt2_tokenizer().encode(TALE)
-    assert data.train_dataset.token_ids.tolist() == ids
+    assert data.store.read(0, len(data.store)).tolist() == ids
     assert data.vocab_size == 50257
     assert data.tokenizer is gpt2_tokenizer()
     assert data.num_tokens == {"train": len(ids) - round(len(ids) * 0.1), "val": round(len(ids) * 0.1)}
@@ -72,7 +72,7 @@ def test_several_texts_stand_one_behind_the_other_with_the_end_of_text_between(t
     data = GPTDataModule(tmp_path, context_size=1, val_fraction=0.0)
     data.setup("fit")
     first, second, third = map(gpt2_tokenizer().encode_ordinary, ("the<|endoftext|>cat", "the hat", "sat"))
-    assert data.train_dataset.token_ids.tolist() == [*first, 50256, *second, 50256, *third]
+    assert data.store.read(0, len(data.store)).tolist() == [*first, 50256, *second, 50256, *third]
     assert first.count(50256) == 0
 
 
@@ -83,13 +83,13 @@ def test_words_have_the_ids_of_the_vocabulary_of_the_source(tmp_path):
     assert data.vocab_size == 7
     assert data.tokenizer.vocab == {",": 0, "a": 1, "cat": 2, "hat": 3, "the": 4, "<|endoftext|>": 5, "<unk>": 6}
     data.setup("fit")
-    assert data.train_dataset.token_ids.tolist() == [4, 3, 0, 4, 2, 5, 1, 2]
+    assert data.store.read(0, len(data.store)).tolist() == [4, 3, 0, 4, 2, 5, 1, 2]
 
 
 def test_the_words_of_one_text_have_the_ids_of_the_textbook():
     data = GPTDataModule(tokenizer="words")
     data.setup("fit")
-    assert data.train_dataset.token_ids.tolist() == SimpleTokenizerV1(build_vocab(TALE)).encode(TALE)
+    assert data.store.read(0, len(data.store)).tolist() == SimpleTokenizerV1(build_vocab(TALE)).encode(TALE)
     assert data.vocab_size == len(set(tokenize(TALE))) + 2
 
 
@@ -316,7 +316,7 @@ def test_the_same_data_is_taken_with_other_batches_and_workers(words, state, opt
         ({"seed": 43}, "seed was 42 and is 43"),
         ({"stride": 2}, "stride was 4 and is 2"),
         ({"context_size": 5}, "context_size was 4 and is 5, stride was 4 and is 5"),
-        ({"shuffle": False}, "shuffle was True and is False"),
+        ({"shuffle": False}, "shuffle was global and is False"),
         ({"val_fraction": 0.2}, "windows was 66 and is"),
         ({"tokenizer": "gpt2"}, "windows was 66 and is"),
     ],
@@ -332,7 +332,7 @@ def test_going_on_with_a_text_that_was_changed_is_refused(words, state):
     words.write_text(DIFFERENT_WORDS.replace("w000 w001", "w001 w000"))
     data = made(words)
     data.load_state_dict(state)
-    with pytest.raises(ValueError, match="run on other data: checksum was"):
+    with pytest.raises(ValueError, match="run on other data: tokens was"):
         data.train_dataloader()
 
 
@@ -359,8 +359,10 @@ def test_overfit_batches_trains_on_the_first_batches_again_and_again(words):
 
 
 def test_the_summary_tells_what_was_read_and_how_it_is_cut(words):
-    assert made(words, batch_size=10).summary().splitlines() == [
+    data = made(words, batch_size=10)
+    assert data.summary().splitlines() == [
         f"  source  {words}",
+        f"  store   {data.store.path}",
         "  tokens  300 (words, vocabulary of 302)",
         "  train   270 tokens (90.0%), 66 windows",
         "  val     30 tokens (10.0%), 7 windows",
@@ -382,10 +384,12 @@ def test_the_summary_tells_what_is_left_out(words, options, lines):
     assert [line for line in summary if line in lines] == lines
 
 
-def test_the_summary_names_the_first_and_last_of_several_files(tmp_path):
+def test_the_summary_names_the_source_and_counts_its_documents(tmp_path):
     for name in ("c.txt", "a.txt", "b.md"):
         (tmp_path / name).write_text(DIFFERENT_WORDS)
-    assert made(tmp_path).summary().startswith(f"  source  3 files, {tmp_path / 'a.txt'} to {tmp_path / 'c.txt'}\n")
+    assert made(tmp_path).summary().startswith(f"  source  {tmp_path} (3 documents in 3 files)\n")
+    some = made([tmp_path / "c.txt", tmp_path / "a.txt"]).summary()
+    assert some.startswith(f"  source  {tmp_path / 'c.txt'} to {tmp_path / 'a.txt'} (2 documents in 2 files)\n")
     assert "  source  the tale that ships with gpt2_lit (tale.txt)\n" in made(None).summary()
 
 
