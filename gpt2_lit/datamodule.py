@@ -20,18 +20,18 @@ from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens
 from gpt2_lit.token_cache import TokenCache, default_folder, source_name
 from gpt2_lit.token_store import TokenStore
-from gpt2_lit.windows import Batch, GPTDatasetV1, as_it_is
+from gpt2_lit.windows import Batch, DocumentBatch, GPTDatasetV1, as_it_is
 from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
 
 
-class TimedDataLoader(DataLoader[Batch]):
+class TimedDataLoader(DataLoader[Batch | DocumentBatch]):
     """A DataLoader that counts how long it let the training wait, in ``seconds_waited``."""
 
     seconds_waited = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         asked = time.perf_counter()
         for batch in super().__iter__():
             self.seconds_waited += time.perf_counter() - asked
@@ -81,6 +81,9 @@ class GPTDataModule(LightningDataModule):
         num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
             that fit into memory.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
+        document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
+            models that shall not look from one document into another: ``input_ids, target_ids, position_ids,
+            document_ids = batch``. Without, a batch is the plain pair.
         cache_dir: Folder where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
             ~/.cache/gpt2_lit. It may be deleted at any time.
         text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
@@ -115,6 +118,7 @@ class GPTDataModule(LightningDataModule):
         drop_last: bool = True,
         num_workers: int = 0,
         pin_memory: bool | None = None,
+        document_ids: bool = False,
         cache_dir: str | os.PathLike | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
@@ -153,6 +157,7 @@ class GPTDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.document_ids = document_ids
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
@@ -216,7 +221,7 @@ class GPTDataModule(LightningDataModule):
                 self.train_dataset = self._windows(store, self.stride, split.train)
                 self.val_dataset = self._windows(store, self.context_size, split.val) if split.val else None
             else:
-                whole = split_tokens(len(store), 0, self.context_size, self.seed)
+                whole = split_tokens(len(store), 0.0, self.context_size, self.seed)
                 self.train_dataset = self._windows(store, self.stride, whole.train)
                 self.val_dataset = self._evaluation_windows("val_source", self.val_source)
         if self.val_dataset is None:
@@ -308,7 +313,8 @@ class GPTDataModule(LightningDataModule):
         return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> GPTDatasetV1:
-        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges)
+        end_of_text = self._cache.recipe.end_of_text if self.document_ids else None
+        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges, end_of_text)
 
     def _evaluation_windows(self, name: str, source: Source) -> GPTDatasetV1:
         store = self._cache.open(source)

@@ -142,6 +142,34 @@ def test_tokens_may_be_memory_mapped(tmp_path):
     assert np.shares_memory(dataset.token_ids, token_ids)
 
 
+def test_documents_in_a_window_are_numbered_and_their_positions_start_at_0():
+    token_ids = np.array([1, 2, 9, 3, 4, 5, 9, 9, 6, 7])
+    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=9, stride=1, end_of_text=9)
+    input_ids, target_ids, position_ids, document_ids = dataset[0]
+    assert input_ids.tolist() == [1, 2, 9, 3, 4, 5, 9, 9, 6]
+    assert target_ids.tolist() == [2, 9, 3, 4, 5, 9, 9, 6, 7]
+    assert position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 0]
+    assert document_ids.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 3]
+
+
+@given(st.lists(st.integers(0, 2), min_size=3, max_size=60), st.integers(1, 12), st.integers(1, 5))
+def test_positions_and_documents_are_those_that_counting_token_by_token_gives(token_ids, context_size, stride):
+    dataset = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride, end_of_text=0)
+    plain = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride)
+    for input_ids, target_ids, position_ids, document_ids in dataset:
+        position = document = 0
+        for i in range(context_size):
+            assert (position_ids[i], document_ids[i]) == (position, document)
+            position += 1
+            if input_ids[i] == 0:
+                position, document = 0, document + 1
+    if len(dataset):
+        batch, pair = dataset[range(len(dataset))], plain[range(len(dataset))]
+        assert all(ids.is_contiguous() and ids.dtype == torch.int64 for ids in batch)
+        assert torch.equal(batch.input_ids, pair.input_ids)
+        assert torch.equal(batch.position_ids[-1], dataset[-1].position_ids)
+
+
 def test_a_batch_can_be_changed_without_changing_the_dataset():
     dataset = GPTDatasetV1.from_token_ids(np.arange(6), context_size=3, stride=1)
     inputs, targets = dataset[[0, 1]]
