@@ -22,7 +22,7 @@ GPT2_END_OF_TEXT = 50256  # stands between two documents
 
 # GPT-2's split pattern has no piece with whitespace behind non-whitespace, so a text that is cut in front of such a
 # blank has the ids of the whole. A cut anywhere else, even at a blank line, can change them.
-_SAFE_CUT = re.compile(r"(?<=\S) ")
+SAFE_CUT = re.compile(r"(?<=\S) ")
 _PIECE_CHARS = 1 << 18  # characters encoded at a time: bounds the extra memory to about 1 MB
 
 
@@ -100,7 +100,7 @@ def _pieces(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
     """Cut a text, where GPT-2 allows it, into pieces of about ``size`` characters."""
     start = 0
     while start < len(text):
-        cut = _SAFE_CUT.search(text, start + size)
+        cut = SAFE_CUT.search(text, start + size)
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end

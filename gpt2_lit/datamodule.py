@@ -243,9 +243,9 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         files = find_files(self.source)
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]}"
+        name = files[0].path if len(files) == 1 else f"{len(files)} files, {files[0].path} to {files[-1].path}"
         if self.source is None:
-            name = f"the tale that ships with gpt2_lit ({files[0].name})"
+            name = "the tale that ships with gpt2_lit (tale.txt)"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
         lines = [

@@ -1,96 +1,225 @@
+import gzip
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2_lit.corpus import SHIPPED_TEXT, Document, find_files, read_documents, read_text
+from gpt2_lit import corpus
+from gpt2_lit.bpe import SAFE_CUT
+from gpt2_lit.corpus import (
+    SHIPPED_TEXT,
+    Document,
+    Piece,
+    SourceFile,
+    TextOptions,
+    find_files,
+    no_text_error,
+    read_documents,
+    read_pieces,
+)
 
+pyarrow = pytest.importorskip("pyarrow")
+zstandard = pytest.importorskip("zstandard")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+PLAIN = TextOptions()
 LINE_ENDS = st.sampled_from(["\r\n", "\r", "\n", "\r\r\n", "\n\r", "\x0b", "\x85", "\u2028"])
-TEXTS = st.lists(st.one_of(LINE_ENDS, st.text(max_size=4)), min_size=1).map("".join).filter(bool)
+BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff ", "\x00"])
+WORDS = st.sampled_from(["a", "bc", "\xe9", "\u4e2d\u6587", "\U0001f407", "."])
+TEXTS = st.lists(LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8"), max_size=3), max_size=30).map(
+    "".join
+)
+PLACES = st.lists(st.floats(0, 1), max_size=4)  # where a file is cut into ranges, as shares of its size
+# Each example sets what it needs of the fixtures by itself.
+MANY = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def paths(files: Iterable[SourceFile]) -> list[Path]:
+    return [Path(file.path) for file in files]
+
+
+def documents(pieces: Iterable[Piece]) -> list[str]:
+    """The texts that the pieces make up; no piece may be empty, and the last one ends a document."""
+    texts, parts = [], []
+    for piece in pieces:
+        assert piece.text
+        parts.append(piece.text)
+        if piece.ends_document:
+            texts.append("".join(parts))
+            parts = []
+    assert not parts
+    return texts
+
+
+def read(path: str | Path, **options) -> list[str]:
+    [file] = find_files(path)
+    return documents(read_pieces(file, TextOptions(**options)))
+
+
+def read_in_ranges(path: Path, shares: Iterable[float], **options) -> list[str]:
+    [file] = find_files(path)
+    borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
+    pieces: list[Piece] = []
+    for start, stop in zip(borders, borders[1:], strict=False):
+        pieces += read_pieces(file, TextOptions(**options), start, stop)
+    return documents(pieces)
+
+
+def first_error(path: str | Path, **options) -> str:
+    """What reading says, from the first file and piece to the last."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        for file in find_files(path):
+            list(read_pieces(file, TextOptions(**options)))
+    return str(caught.value)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for name in ("b.txt", "a.md", "c.TXT", "z/deep/d.Md", "notes.rst", "txt", "z/e.txt.gz"):
+    for name in ("b.txt", "a.md", "c.TXT", "z/deep/d.Md", "notes.rst", "txt", "z/e.txt.gz", ".h.txt", "z/.h/i.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"text of {name}")
     (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     return tmp_path
 
 
-def test_a_folder_stands_for_its_text_files_also_below_in_sorted_order(folder):
-    assert [file.relative_to(folder).as_posix() for file in find_files(folder)] == [
+# What a source stands for.
+
+
+def test_a_folder_stands_for_its_files_also_below_in_sorted_order_without_the_hidden_ones(folder):
+    for name in ("l.jsonl", "m.ndjson.zst", "n.parquet", "o.arrow", "left/out.json", "left/out.parquet.gz"):
+        path = folder / "z" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    assert [file.relative_to(folder).as_posix() for file in paths(find_files(folder))] == [
         "a.md",
         "b.txt",
         "c.TXT",
         "z/deep/d.Md",
+        "z/e.txt.gz",
+        "z/l.jsonl",
+        "z/m.ndjson.zst",
+        "z/n.parquet",
+        "z/o.arrow",
     ]
 
 
 def test_a_file_is_taken_whatever_its_name_ends_in(folder):
-    assert find_files(folder / "notes.rst") == [folder / "notes.rst"]
+    assert paths(find_files(folder / "notes.rst")) == [folder / "notes.rst"]
+    assert read(folder / "notes.rst") == ["text of notes.rst"]
+    assert read(folder / ".h.txt") == ["text of .h.txt"]
+
+
+def test_a_file_is_found_with_its_size_and_its_time_of_change(folder):
+    os.utime(folder / "b.txt", ns=(1, 1234567891011))
+    assert find_files(folder / "b.txt") == [SourceFile(str(folder / "b.txt"), len("text of b.txt"), "1234567891011")]
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_may_be_a_string(folder, kind):
-    assert find_files(kind(folder / "b.txt")) == [folder / "b.txt"]
-    assert find_files([kind(folder / "z")]) == [folder / "z/deep/d.Md"]
+    assert paths(find_files(kind(folder / "b.txt"))) == [folder / "b.txt"]
+    assert paths(find_files([kind(folder / "z/deep")])) == [folder / "z/deep/d.Md"]
+
+
+def test_the_home_folder_may_be_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    assert paths(find_files("~/b.txt")) == [folder / "b.txt"]
 
 
 def test_several_files_and_folders_are_taken_together_each_file_once(folder):
-    source = [folder / "notes.rst", folder / "z", folder / "b.txt", str(folder / "b.txt"), folder]
-    names = ["a.md", "b.txt", "c.TXT", "notes.rst", "z/deep/d.Md"]
-    assert find_files(source) == [folder / name for name in names]
+    source = [folder / "notes.rst", folder / "z/deep", folder / "b.txt", str(folder / "b.txt"), folder / "*.md"]
+    names = ["a.md", "b.txt", "notes.rst", "z/deep/d.Md"]
+    assert paths(find_files(source)) == [folder / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["b.txt"]),
+        ("**/*.[mM]d", ["a.md", "z/deep/d.Md"]),
+        ("?.md", ["a.md"]),
+        ("*t*", ["b.txt", "notes.rst", "txt"]),
+    ],
+)
+def test_a_glob_stands_for_the_files_that_match_whatever_their_ending(folder, pattern, names, monkeypatch):
+    assert paths(find_files(str(folder / pattern))) == [folder / name for name in names]
+    monkeypatch.chdir(folder)
+    assert paths(find_files(pattern)) == [Path(name) for name in names]
+
+
+def test_a_name_with_the_signs_of_a_glob_is_that_file_where_there_is_one(tmp_path):
+    (tmp_path / "a[1].txt").write_text("one")
+    (tmp_path / "a1.txt").write_text("other")
+    assert paths(find_files(tmp_path / "a[1].txt")) == [tmp_path / "a[1].txt"]
+
+
+def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    assert len(find_files(["a.txt", tmp_path / "a.txt", ".", "./b.txt", "*.txt"])) == 1
+    assert paths(find_files(["b.txt", "a.txt"])) == paths(find_files(["a.txt", "./b.txt"])) == [Path("a.txt")]
 
 
 def test_no_source_is_the_tale_that_ships_with_the_package():
-    assert find_files(None) == [SHIPPED_TEXT]
-    assert list(read_documents(None)) == [Document(SHIPPED_TEXT, SHIPPED_TEXT.read_text(encoding="utf-8"))]
+    assert paths(find_files(None)) == [SHIPPED_TEXT]
+    assert list(read_documents(None)) == [Document(str(SHIPPED_TEXT), SHIPPED_TEXT.read_text(encoding="utf-8"))]
 
 
-def test_documents_come_in_the_order_of_their_paths(folder):
-    assert list(read_documents([folder / "c.TXT", folder / "a.md"])) == [
-        Document(folder / "a.md", "text of a.md"),
-        Document(folder / "c.TXT", "text of c.TXT"),
-    ]
-
-
-@given(TEXTS, st.booleans())
-@settings(deadline=None, max_examples=150)
-def test_a_text_is_what_pythons_text_mode_reads_without_the_mark(tmp_path_factory, text, has_mark):
-    path = tmp_path_factory.getbasetemp() / "any.txt"
-    path.write_bytes(text.encode("utf-8-sig" if has_mark else "utf-8"))
-    with path.open(encoding="utf-8") as file:
-        expected = file.read().removeprefix("\ufeff")
-    if expected:
-        assert read_text(path) == expected
-    else:
-        with pytest.raises(ValueError, match="is empty"):
-            read_text(path)
-
-
-def test_every_line_end_becomes_a_newline(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\r\nfour")
-    assert read_text(tmp_path / "a.txt") == "one\ntwo\nthree\n\nfour"
-
-
-def test_a_byte_order_mark_within_the_text_stays(tmp_path):
-    (tmp_path / "a.txt").write_text("\ufeffone\ufefftwo", encoding="utf-8")
-    assert read_text(tmp_path / "a.txt") == "one\ufefftwo"
+@pytest.mark.parametrize(
+    ("name", "kind", "compression", "can_be_cut"),
+    [
+        ("a.txt", "text", "", True),
+        ("a.b/c", "text", "", True),
+        (".gz", "text", "", True),
+        ("a.gz", "text", "gz", False),
+        ("A.MD.ZST", "text", "zst", False),
+        ("a.jsonl", "jsonl", "", True),
+        ("c4-train.00000-of-01024.json.gz", "jsonl", "gz", False),
+        ("a.parquet", "parquet", "", True),
+        ("a.arrow", "arrow", "", False),
+        ("https://x.org/a.jsonl?download=1.txt", "jsonl", "", True),
+        ("s3://bucket/a?.jsonl", "jsonl", "", True),
+    ],
+)
+def test_the_ending_tells_what_a_file_is(name, kind, compression, can_be_cut):
+    file = SourceFile(name, 1, "")
+    assert (file.kind, file.compression, file.can_be_cut) == (kind, compression, can_be_cut)
+    assert not file._replace(serves_ranges=False).can_be_cut
 
 
 def test_a_missing_path_is_named_with_the_folder_looked_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"data.source: there is no file or folder tail.txt") as caught:
-        find_files("tail.txt")
-    assert f"(looked in {tmp_path})" in str(caught.value)
+    for name in ("tail.txt", "a.txt/b.txt"):
+        (tmp_path / "a.txt").write_text("a")
+        with pytest.raises(FileNotFoundError, match=rf"data.source: there is no file or folder {name}") as caught:
+            find_files(name)
+        assert f"(looked in {tmp_path})" in str(caught.value)
+
+
+def test_a_glob_that_nothing_matches_is_an_error(folder):
+    with pytest.raises(FileNotFoundError, match=r"data.source: no file matches .*\*\.pdf"):
+        find_files([folder / "b.txt", folder / "*.pdf"])
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        find_files(str(folder / "folder.tx?"))
 
 
 def test_a_folder_without_text_is_an_error_that_names_what_is_looked_for(tmp_path):
     (tmp_path / "notes.rst").write_text("text")
-    with pytest.raises(FileNotFoundError, match=r"has no text file \(\.md, \.txt\)") as caught:
+    with pytest.raises(FileNotFoundError, match=r"has no text file \(\.arrow, \.jsonl, \.md, .*\.txt\)") as caught:
         find_files(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -100,31 +229,317 @@ def test_one_folder_without_text_among_others_is_an_error(folder):
         find_files([folder / "b.txt", folder / "folder.txt"])
 
 
-def test_an_empty_list_is_an_error():
-    with pytest.raises(ValueError, match=r"data.source is empty: \[\]"):
-        find_files([])
+@pytest.mark.parametrize("source", [[], "", ["a.txt", ""]])
+def test_an_empty_list_or_name_is_an_error(source):
+    with pytest.raises(ValueError, match=re.escape(f"data.source is empty: {source!r}")):
+        find_files(source)
+
+
+def test_a_pipe_is_refused_as_it_can_be_read_only_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is a pipe or a device"):
+        find_files(tmp_path / "pipe")
+
+
+needs_permissions = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read all")
+
+
+@needs_permissions
+def test_what_may_not_be_read_is_named(folder):
+    (folder / "b.txt").chmod(0)
+    with pytest.raises(PermissionError, match=r"b.txt cannot be read: Permission denied"):
+        read(folder / "b.txt")
+    (folder / "z").chmod(0)
+    try:
+        for source in (folder, folder / "z/deep/d.Md"):
+            with pytest.raises(PermissionError, match=r"data.source: .*/z.* cannot be read: Permission denied"):
+                find_files(source)
+    finally:
+        (folder / "z").chmod(0o755)
+
+
+def test_a_folder_that_the_disk_cannot_read_is_an_error_and_not_left_out(folder, monkeypatch):
+    def fail(path):
+        if Path(path) == folder / "z":
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(OSError, match=r"data.source: .*/z cannot be read: Input/output error"):
+        find_files(folder)
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_named(folder):
+    [file] = find_files(folder / "b.txt")
+    (folder / "b.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b.txt cannot be read: No such file"):
+        list(read_pieces(file, PLAIN))
+
+
+# Text.
+
+
+def test_documents_come_in_the_order_of_their_paths(folder):
+    assert list(read_documents([folder / "c.TXT", folder / "a.md"])) == [
+        Document(str(folder / "a.md"), "text of a.md"),
+        Document(str(folder / "c.TXT"), "text of c.TXT"),
+    ]
+
+
+@given(TEXTS, st.booleans(), st.integers(1, 40), PLACES)
+@MANY
+def test_a_text_is_what_pythons_text_mode_reads_in_whatever_ranges(monkeypatch, tmp_path, text, mark, size, shares):
+    monkeypatch.setattr(corpus, "_PIECE", size)
+    path = tmp_path / "any.txt"
+    path.write_bytes(text.encode("utf-8-sig" if mark else "utf-8"))
+    with path.open(encoding="utf-8-sig") as file:
+        expected = [content] if (content := file.read()) else []
+    assert read(path) == expected
+    assert read_in_ranges(path, shares) == expected
+
+
+@given(TEXTS, st.integers(1, 10), PLACES)
+@MANY
+def test_a_text_is_cut_only_in_front_of_a_space_behind_a_character(monkeypatch, tmp_path, text, size, shares):
+    monkeypatch.setattr(corpus, "_PIECE", size)
+    path = tmp_path / "any.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    [file] = find_files(path)
+    borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
+    position = 0
+    for start, stop in zip(borders, borders[1:], strict=False):
+        for piece in read_pieces(file, PLAIN, start, stop):
+            whole = path.read_text(encoding="utf-8").removeprefix("\ufeff")
+            assert whole[position : position + len(piece.text)] == piece.text
+            assert position == 0 or SAFE_CUT.match(whole, position)
+            position += len(piece.text)
+
+
+def test_bytes_are_cut_behind_exactly_those_characters_behind_which_text_is_cut():
+    characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
+    text = "".join(f"{character} " for character in characters)
+    assert SAFE_CUT.sub("|", text).encode() == corpus._FIRST_CUT.sub(b"|", text.encode())
+
+
+def test_each_range_begins_at_the_first_place_to_cut_at_or_behind_its_start(tmp_path):
+    (tmp_path / "a.txt").write_text("one two  three\n four")  # may be cut at 3 and 7
+    [file] = find_files(tmp_path / "a.txt")
+
+    def text(start: int, stop: int | None = None) -> str:
+        return "".join(piece.text for piece in read_pieces(file, PLAIN, start, stop))
+
+    assert [text(start) for start in (0, 1, 3)] == ["one two  three\n four", *[" two  three\n four"] * 2]
+    assert [text(start) for start in (4, 7, 8, 15)] == [*["  three\n four"] * 2, "", ""]
+    assert [text(0, stop) for stop in (0, 1, 3, 4, 8)] == ["", "one", "one", "one two", "one two  three\n four"]
+    assert [text(1, stop) for stop in (1, 3, 4)] == ["", "", " two"]
+
+
+def test_pieces_of_a_long_text_are_short_and_only_the_last_ends_the_document(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 200_000)
+    [file] = find_files(tmp_path / "a.txt")
+    pieces = list(read_pieces(file, PLAIN))
+    assert max(len(piece.text) for piece in pieces) <= 1 << 18
+    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert len(pieces) > 4
+
+
+def test_every_line_end_becomes_a_newline_and_a_mark_at_the_start_goes(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\r\nfour")
+    assert read(tmp_path / "a.txt") == ["one\ntwo\nthree\n\nfour"]
+
+
+def test_a_byte_order_mark_within_the_text_stays(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffone\ufefftwo", encoding="utf-8")
+    assert read(tmp_path / "a.txt") == ["one\ufefftwo"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xef\xbb\xbf"], ids=["no byte", "only a mark"])
-def test_an_empty_file_is_named(tmp_path, raw):
-    (tmp_path / "nothing.txt").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"nothing.txt is empty"):
-        read_text(tmp_path / "nothing.txt")
+def test_empty_documents_are_left_out_and_a_source_without_any_text_is_an_error(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    (tmp_path / "b.txt").write_text("b")
+    assert read(tmp_path / "a.txt") == []
+    assert list(read_documents(tmp_path)) == [Document(str(tmp_path / "b.txt"), "b")]
+    with pytest.raises(ValueError, match=r"a.txt is empty"):
+        list(read_documents(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(ValueError, match=r"the 2 files of data.source, .*a.txt to .*b.txt, are all empty"):
+        list(read_documents(tmp_path))
+    assert "all empty" in str(no_text_error(find_files(tmp_path)))
 
 
-@given(st.text(max_size=20), st.booleans(), st.sampled_from([b"\xff", b"\xe9 ", b"\xc3", b"\xed\xa0\x80"]))
-@settings(deadline=None, max_examples=60)
-def test_a_file_that_is_not_utf8_is_named_with_the_first_wrong_byte(tmp_path_factory, text, has_mark, wrong):
-    path = tmp_path_factory.getbasetemp() / "latin.txt"
-    start = text.encode("utf-8-sig" if has_mark else "utf-8")
-    path.write_bytes(start + wrong)
-    with pytest.raises(ValueError, match=rf"latin.txt is not UTF-8: byte 0x{wrong[0]:02x} at offset {len(start)} "):
-        read_text(path)
+@given(TEXTS, st.booleans(), st.sampled_from([b"\xff", b"\xe9 ", b"\xc3", b"\xed\xa0\x80"]), st.integers(1, 9), PLACES)
+@MANY
+def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(monkeypatch, tmp_path, text, mark, wrong, size, shares):
+    monkeypatch.setattr(corpus, "_PIECE", size)
+    path = tmp_path / "latin.txt"
+    start = text.encode("utf-8-sig" if mark else "utf-8")
+    path.write_bytes(start + wrong + b" and more")
+    line = start.count(b"\n") + 1
+    for attempt in (lambda: read(path), lambda: read_in_ranges(path, shares)):
+        with pytest.raises(ValueError, match="latin.txt is not UTF-8") as caught:
+            attempt()
+        assert f"byte 0x{wrong[0]:02x} at offset {len(start)} (line {line}; " in str(caught.value)
 
 
-def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
-    assert len(find_files(["a.txt", tmp_path / "a.txt", ".", "./b.txt"])) == 1
-    assert find_files(["b.txt", "a.txt"]) == find_files(["a.txt", "b.txt"]) == [Path("a.txt")]
+def test_the_way_out_for_utf16_names_it(tmp_path):
+    (tmp_path / "a.txt").write_text("text", encoding="utf-16")
+    assert "iconv -f UTF-16 -t UTF-8" in first_error(tmp_path / "a.txt")
+
+
+def test_text_without_a_place_to_cut_is_one_piece_up_to_a_limit_that_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("first " + "x" * 1_000_000 + " last")
+    [file] = find_files(path)
+    assert max(len(piece.text) for piece in read_pieces(file, PLAIN)) >= 1_000_000
+    monkeypatch.setattr(corpus, "_LONGEST", 1 << 19)
+    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space behind" in first_error(path)
+    path.with_suffix(".jsonl").write_text(json.dumps({"text": "word " * 200_000}))
+    assert "byte 0 is longer than 0 MiB and is one line" in first_error(path.with_suffix(".jsonl"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "a.txt"
+    for change in (lambda: path.write_text("less"), lambda: os.utime(path, ns=(1, 1)), lambda: path.write_text("")):
+        path.write_text("word " * 100_000)
+        [file] = find_files(path)
+        pieces = read_pieces(file, PLAIN)
+        next(pieces)
+        change()
+        with pytest.raises(OSError, match=r"a.txt changed while it was read"):
+            list(pieces)
+
+
+# Project Gutenberg.
+
+MARKERS = [
+    ("*** START OF THE PROJECT GUTENBERG EBOOK A TALE ***", "*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***"),
+    ("*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***", "*** END OF THIS PROJECT GUTENBERG EBOOK A TALE ***"),
+    ("***START OF THE PROJECT GUTENBERG EBOOK A TALE***", "***END OF THE PROJECT GUTENBERG EBOOK A TALE***"),
+    ("*** START OF THE PROJECT GUTENBERG EBOOK, A TALE", "*** END OF THE PROJECT GUTENBERG EBOOK, A TALE"),
+    ("*** START OF THE PROJECT GUTENBERG EBOOK A TALE\nOF WINA\nTUCK ***", "*** END OF THE PROJECT GUTENBERG EBOOK A"),
+    (
+        "*** START OF THIS COPYRIGHTED PROJECT GUTENBERG ETEXT ***",
+        "*** END OF THIS COPYRIGHTED PROJECT GUTENBERG ETEXT",
+    ),
+    (
+        "*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***",
+        "End of the Project Gutenberg EBook of A Tale, by\nWina Tuck\n\n*** END OF THIS PROJECT GUTENBERG EBOOK A TALE ***",
+    ),
+]
+BOOK = "A TALE\n\nI. *** All's well\n\n  that starts\nthe project. *** END of it"
+
+
+def book(markers: tuple[str, str], body: str = BOOK) -> str:
+    return f"Title: A Tale\n{markers[0]}\n\n\n{body}\n\n\n{markers[1]}\n\n*** START: FULL LICENSE ***\nUse it.\n"
+
+
+@pytest.mark.parametrize("markers", MARKERS)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_header_and_footer_of_project_gutenberg_are_left_out_on_request(tmp_path, markers, line_end):
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff" + book(markers), encoding="utf-8", newline=line_end)
+    assert read(path) == [book(markers)]
+    assert read(path, strip_gutenberg=True) == [BOOK]
+    path.write_text("\ufeff" + markers[0] + "\n" + BOOK, encoding="utf-8", newline=line_end)
+    assert read(path, strip_gutenberg=True) == [BOOK]
+    path.write_text("\ufeff" + BOOK + "\n" + markers[1] + "\n", encoding="utf-8", newline=line_end)
+    assert read(path, strip_gutenberg=True) == [BOOK]
+
+
+def test_a_text_without_the_markers_stays_whole(tmp_path):
+    text = "He said: *** START OF THE PROJECT GUTENBERG EBOOK\n ** END OF THE PROJECT GUTENBERG EBOOK **\n"
+    (tmp_path / "a.txt").write_text(text)
+    assert read(tmp_path / "a.txt", strip_gutenberg=True) == [text]
+
+
+def test_a_book_without_text_is_an_empty_document(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(MARKERS[0]))
+    assert read(tmp_path / "a.txt", strip_gutenberg=True) == []
+
+
+@given(TEXTS, st.sampled_from(MARKERS), st.integers(1, 40), PLACES)
+@MANY
+def test_a_book_is_the_same_in_whatever_ranges_and_compressed(monkeypatch, tmp_path, text, markers, size, shares):
+    monkeypatch.setattr(corpus, "_PIECE", size)
+    path = tmp_path / "a.txt"
+    path.write_text(book(markers, body=f"<{text}>"), encoding="utf-8", newline="")
+    with path.open(encoding="utf-8") as file:
+        expected = ["<" + file.read().partition("<")[2].rpartition(">")[0] + ">"]
+    assert read(path, strip_gutenberg=True) == expected
+    assert read_in_ranges(path, shares, strip_gutenberg=True) == expected
+    Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read(f"{path}.gz", strip_gutenberg=True) == expected
+
+
+def test_a_long_book_is_read_without_its_header_and_footer_also_from_lines_of_json(tmp_path):
+    body = "word " * 200_000 + "end"
+    path = tmp_path / "a.txt"
+    path.write_text(book(MARKERS[0], body))
+    assert read(path, strip_gutenberg=True) == read_in_ranges(path, [0.3, 0.6], strip_gutenberg=True) == [body]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": book(m, body)}) + "\n" for m in MARKERS[:2]))
+    assert read(tmp_path / "a.jsonl", strip_gutenberg=True) == [body, body]
+
+
+# Lines of JSON.
+
+JSON_TEXTS = st.text(max_size=8) | st.sampled_from(["", "\ud800", "\x00", "a\r\nb", " \u2028", "word " * 5])
+
+
+@given(
+    st.lists(st.one_of(JSON_TEXTS, st.sampled_from([b"", b" ", b"\r"])), max_size=8),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 60),
+    PLACES,
+)
+@MANY
+def test_each_line_of_json_is_a_document(monkeypatch, tmp_path, texts, line_end, mark, escape, size, shares):
+    monkeypatch.setattr(corpus, "_PIECE", size)
+    lines = [
+        line if isinstance(line, bytes) else json.dumps({"id": 1, "text": line}, ensure_ascii=escape).encode()
+        for line in (t if escape or isinstance(t, bytes) else t.replace("\ud800", "?") for t in texts)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" * mark + line_end.join(lines))
+    expected = [json.loads(line)["text"] for line in lines if line.strip()]
+    expected = [text for text in expected if text]
+    assert read(path) == expected
+    assert read_in_ranges(path, shares) == expected
+
+
+def test_the_text_may_be_in_another_field(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "no", "content": "yes"}\n')
+    assert read(tmp_path / "a.jsonl", text_field="content") == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "this is not JSON (Expecting property name"),
+        ('{"text": "a"} {}', "this is not JSON (Extra data"),
+        ("[" * 100_000, "recursion"),
+        ("[1]", "this is a JSON list. Each line must be an object, like {'text': ...}"),
+        ("null", "this is a JSON null"),
+        ('{"Text": "a", "id": 1}', "has no field 'text'. It has: Text, id. Did you mean Text? Set data.text_field."),
+        ("{}", "has no field 'text'. It has: nothing. Set data.text_field."),
+        ('{"text": null}', "the field 'text' must be a string and is null"),
+        ('{"text": ["a"]}', "the field 'text' must be a string and is list"),
+        ('{"text": 1.5}', "the field 'text' must be a string and is number"),
+    ],
+)
+def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    good = '{"text": "\u00e9"}\n\n' * 30_000
+    path.write_text(good + line + "\n" + good, encoding="utf-8")
+    [file] = find_files(path)
+    for start in (0, len(good.encode()) - 100):
+        with pytest.raises(ValueError, match=r"a.jsonl, line 60001: ") as caught:
+            list(read_pieces(file, PLAIN, start))
+        assert message in str(caught.value)
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
+    assert "a.jsonl is not UTF-8: byte 0xe9 at offset 24 (line 2; " in first_error(tmp_path / "a.jsonl")
