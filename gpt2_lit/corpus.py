@@ -13,9 +13,10 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from gpt2_lit.bpe import SAFE_CUT
 
@@ -187,9 +188,10 @@ def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: in
         (False, True)
     """
     read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}[file.kind]
-    if stop is None or not file.can_be_cut:
-        stop = _END
-    if start > 0 and not file.can_be_cut:
+    stop = _END if stop is None else stop
+    if not file.can_be_cut:
+        start, stop = (0, _END) if start == 0 < stop else (0, 0)
+    if start >= stop:
         return
     try:
         yield from read(file, options, start, stop)
@@ -264,7 +266,10 @@ def _files_to_read(paths: Iterable[str], read: Callable[[str], bytes]) -> list[s
                     f"mixed. Name the one to read: {folder}/{splits[0]}"
                 )
         elif name == "state.json":
-            state = json.loads(read(path))
+            try:
+                state = json.loads(read(path))
+            except ValueError:
+                state = None
             if isinstance(state, dict) and "_data_files" in state:
                 # What datasets caches lies in the same folder, under the same ending.
                 parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
@@ -436,7 +441,8 @@ def _unreachable(url: str, error: Exception) -> OSError:
 # Bytes of a file.
 
 
-def _open(file: SourceFile) -> BinaryIO:
+def _open(file: SourceFile) -> Any:
+    """The file as bytes, for ``with``; fsspec's are no typing.BinaryIO."""
     if not _is_url(file.path):
         return open(file.path, "rb")
     filesystem, path = _filesystem(file.path)
@@ -460,7 +466,7 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[byte
                 return
 
 
-def _unpacked(file: SourceFile, stream: BinaryIO) -> Iterator[bytes]:
+def _unpacked(file: SourceFile, stream: Any) -> Iterator[bytes]:
     if file.compression == "zst":
         yield from _zstd_blocks(file, stream)
     elif file.compression == "gz":
@@ -473,14 +479,14 @@ def _unpacked(file: SourceFile, stream: BinaryIO) -> Iterator[bytes]:
         yield from iter(partial(stream.read, _PIECE), b"")
 
 
-def _zstd_blocks(file: SourceFile, stream: BinaryIO) -> Iterator[bytes]:
+def _zstd_blocks(file: SourceFile, stream: Any) -> Iterator[bytes]:
     """Frame by frame, as zstandard's own reader takes the end of a file for the end of a frame that is cut short."""
     import zstandard
 
     # Files of `zstd --long=31`, which are around, need all of the window.
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, data = None, bytearray()
-    while packed := stream.read(4096):  # little: all that comes of it is unpacked at once
+    while packed := stream.read(1024):  # little, as all that comes of it is unpacked at once: up to 32,768 times that
         while packed:
             frame = frame or decompressor.decompressobj()
             try:
@@ -696,41 +702,47 @@ def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[
 
 
 def _read_parquet(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
-    import pyarrow
     from pyarrow import parquet
 
     if not file.serves_ranges:
         raise ValueError(f"{file.path}: a Parquet file is read in parts, which this server does not send. Download it.")
-    try:
-        with _open(file) as stream, parquet.ParquetFile(stream) as table:
-            _check_column(file, options, table.schema_arrow)
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
-            row = 0
-            for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
-                if start <= begin < stop:
-                    batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field])
-                    yield from _column_pieces(file, options, row, batches)
-                row += group.num_rows
-    except pyarrow.ArrowException as error:
-        raise _damaged(file, "Parquet", error) from None
+    with _damage_named(file, "Parquet"), _open(file) as stream, parquet.ParquetFile(stream) as table:
+        _check_column(file, options, table.schema_arrow)
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+        row = 0
+        for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
+            if start <= begin < stop:
+                batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field])
+                yield from _column_pieces(file, options, row, batches)
+            row += group.num_rows
 
 
 def _read_arrow(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
-    import pyarrow
+    from pyarrow import ipc
+
+    with _damage_named(file, "Arrow"), _open(file) as stream:
+        # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
+        if stream.read(6) == b"ARROW1":
+            stream.read(2)
+        else:
+            stream.seek(0)
+        batches = ipc.open_stream(stream)
+        _check_column(file, options, batches.schema)
+        yield from _column_pieces(file, options, 0, batches)
+
+
+@contextmanager
+def _damage_named(file: SourceFile, form: str) -> Iterator[None]:
+    """Say of which file it is that pyarrow complains."""
+    from pyarrow import ArrowException
 
     try:
-        with _open(file) as stream:
-            # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
-            if stream.read(6) == b"ARROW1":
-                stream.read(2)
-            else:
-                stream.seek(0)
-            batches = pyarrow.ipc.open_stream(stream)
-            _check_column(file, options, batches.schema)
-            yield from _column_pieces(file, options, 0, batches)
-    except pyarrow.ArrowException as error:
-        raise _damaged(file, "Arrow", error) from None
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's or the network's
+            raise
+        raise _damaged(file, form, error) from None
 
 
 def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
