@@ -233,6 +233,7 @@ def test_an_empty_list_or_name_is_an_error(source):
         find_files(source)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_pipe_is_refused_as_it_can_be_read_only_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"pipe is a pipe or a device"):
@@ -687,6 +688,12 @@ def test_rows_that_are_no_documents_are_named(tmp_path):
         assert f"{name}: the column 'id' must be of strings and is of int64" in first_error(path, text_field="id")
 
 
+def test_strings_that_are_not_utf8_are_named(tmp_path):
+    column = pyarrow.array([b"a", b"\xe9"]).cast(pyarrow.string(), safe=False)
+    write_arrow(tmp_path / "a.arrow", pyarrow.table({"text": column}))
+    assert "a.arrow: a text in the 64 rows from 0 on (counted from 0) is not UTF-8" in first_error(tmp_path / "a.arrow")
+
+
 def test_a_row_after_the_first_range_is_named_with_its_number_in_the_file(tmp_path):
     parquet.write_table(strings(["a" * 100] * 70 + [None]), tmp_path / "a.parquet", row_group_size=7)
     [file] = find_files(tmp_path / "a.parquet")
@@ -727,7 +734,15 @@ def test_a_dataset_on_disk_is_read_from_the_files_that_belong_to_it(tmp_path):
 def test_a_dataset_that_lacks_a_file_is_an_error(tmp_path):
     save_dataset(tmp_path / "train")
     (tmp_path / "train/data-00001-of-00002.arrow").unlink()
-    with pytest.raises(FileNotFoundError, match=r"the dataset .*train lacks its file .*data-00001"):
+    with pytest.raises(ValueError, match=r"the dataset .*train lacks its file .*data-00001"):
+        find_files(tmp_path)
+
+
+def test_a_dataset_whose_rows_are_in_another_order_is_an_error(tmp_path):
+    save_dataset(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(ValueError, match=r"has the order of its rows in a file of its own.* save it again"):
         find_files(tmp_path)
 
 
@@ -904,20 +919,17 @@ print(length, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1
         length, peak = map(int, output.split())
         assert length == 10_200 * num_documents
         peaks.append(peak / 1024)  # MiB
-    assert peaks[1] < peaks[0] + 25
+    assert peaks[1] < peaks[0] + 80  # of the 194 MiB that the one file is larger; allocators keep some of what is freed
 
 
 def write_documents(path: Path, text: str, count: int) -> None:
     """A file of ``count`` documents (plain text: of one) in its own way, a thousand at a time."""
     if path.suffix in (".parquet", ".arrow"):
-        table = strings([text] * 1000)
-        if path.suffix == ".parquet":
-            file = parquet.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
-        else:
-            file = pyarrow.ipc.new_stream(str(path), table.schema)
-        with file:
-            for _ in range(count // 1000):
-                file.write_table(table)
+        table = pyarrow.concat_tables([strings([text] * 1000)] * (count // 1000))
+        if path.suffix == ".arrow":
+            write_arrow(path, table)
+        else:  # all rows in one group
+            parquet.write_table(table, path, row_group_size=count, compression="none", use_dictionary=False)
         return
     documents = (json.dumps({"text": text}) + "\n" if ".jsonl" in path.name else text).encode() * 1000
     with path.open("wb") as packed:
