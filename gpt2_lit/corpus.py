@@ -2,7 +2,6 @@
 
 import difflib
 import glob
-import gzip
 import importlib.util
 import io
 import itertools
@@ -13,9 +12,10 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from gpt2_lit.bpe import SAFE_CUT
 
@@ -53,14 +53,14 @@ _LOOK_BEHIND = 3  # bytes in front of a place that tell whether it is a cut: the
 # "*** START OF THE PROJECT GUTENBERG EBOOK A LONG TITLE ***", over up to four lines, and what else it was through the
 # years: THIS, COPYRIGHTED, ETEXT, no blank behind the stars, no stars at the end. The blank lines around the book go.
 _GUTENBERG_START = (
-    r"(?<![^\r\n\xbf\ufeff])\*\*\* ?START OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG"
+    r"(?<![^\r\n\xbf\ufeff])\*\*\* *START OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG"
     r"(?:[^\r\n*]*(?:(?:\r\n?|\n)[^\r\n*]+){0,3}\*\*\*)?[^\r\n]*[\r\n]*"
 )
 # In older books a line like "End of Project Gutenberg's Alice, by Lewis Carroll" stands in front of the marker.
 _GUTENBERG_END = (
     r"(?:\A|(?<![\r\n])[\r\n]+)"
     r"(?:END OF (?:THE |THIS )?PROJECT GUTENBERG[^\r\n]*(?:(?:\r\n?|\n)[^\r\n*]+){0,3}[\r\n]+)?"
-    r"(\*\*\* ?END OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG)"
+    r"(\*\*\* *END OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG)"
 )
 
 Source = str | os.PathLike | Sequence[str | os.PathLike]
@@ -169,8 +169,10 @@ def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: in
     beginning of each line; in Parquet that of each row group. Of a file that cannot be cut, the range that starts at 0
     gives everything.
 
-    Memory: a few pieces, a row group of Parquet, a batch of Arrow. A text without a place to cut is kept until one
+    Memory: a few pieces, some pages of Parquet, a batch of Arrow. A text without a place to cut is kept until one
     comes, up to 64 MiB; a line of JSON likewise.
+
+    Whether a local file is still the one that was found is checked behind its last piece.
 
     Raises:
         ValueError: If the content is not what the ending says, is not UTF-8, lacks the field, or cannot be cut.
@@ -187,9 +189,10 @@ def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: in
         (False, True)
     """
     read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}[file.kind]
-    if stop is None or not file.can_be_cut:
-        stop = _END
-    if start > 0 and not file.can_be_cut:
+    stop = _END if stop is None else stop
+    if not file.can_be_cut:
+        start, stop = (0, _END) if start == 0 < stop else (0, 0)
+    if start >= stop:
         return
     try:
         yield from read(file, options, start, stop)
@@ -257,23 +260,33 @@ def _files_to_read(paths: Iterable[str], read: Callable[[str], bytes]) -> list[s
     for path in paths:
         folder, name = os.path.split(path)
         if name == "dataset_dict.json":
-            splits = json.loads(read(path))["splits"]
+            splits = _json_object(read(path)).get("splits", [])
             if len(splits) > 1:
                 raise ValueError(
                     f"data.source: {folder} is a dataset of several splits ({', '.join(splits)}), which should not get "
                     f"mixed. Name the one to read: {folder}/{splits[0]}"
                 )
-        elif name == "state.json":
-            state = json.loads(read(path))
-            if isinstance(state, dict) and "_data_files" in state:
-                # What datasets caches lies in the same folder, under the same ending.
-                parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
-                if missing := parts.difference(paths):
-                    raise FileNotFoundError(
-                        f"data.source: the dataset {folder} lacks its file {min(missing)}. Copy it anew."
-                    )
-                chosen = [path for path in chosen if os.path.dirname(path) != folder or path in parts]
+        elif name == "state.json" and "_data_files" in (state := _json_object(read(path))):
+            # What datasets caches lies in the same folder, under the same ending.
+            parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
+            if missing := parts.difference(paths):
+                raise ValueError(f"data.source: the dataset {folder} lacks its file {min(missing)}. Copy it anew.")
+            if state.get("_indices_data_files"):  # of versions of 2020; the rows are not those of the dataset
+                raise ValueError(
+                    f"data.source: the dataset {folder} has the order of its rows in a file of its own, which is not "
+                    "read. Load it with datasets and save it again."
+                )
+            chosen = [path for path in chosen if os.path.dirname(path) != folder or path in parts]
     return chosen
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    """What is in a file that may be another program's of the same name: then nothing."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 _NOTHING_TO_READ = (
@@ -282,7 +295,7 @@ _NOTHING_TO_READ = (
 
 
 def _local_files(name: str) -> list[SourceFile]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         if path.is_dir():
             paths = _files_to_read(_files_below(path), lambda path: Path(path).read_bytes())
@@ -333,20 +346,22 @@ def _local_file(path: str) -> SourceFile:
 
 def _check_readable(files: list[SourceFile]) -> None:
     """Find out before hours of work what cannot be read for want of a package."""
+    needed: dict[tuple[str, str], str] = {}
     for file in files:
-        if file.compression and file.kind not in ("text", "jsonl"):
-            raise ValueError(
-                f"data.source: {file.path} is compressed twice over. Unpack its .{file.compression} first."
-            )
-        for is_needed, module, extra in (
-            (file.compression == "zst", "zstandard", "zstd"),
-            (file.kind in ("parquet", "arrow"), "pyarrow", "parquet"),
-        ):
-            if is_needed and importlib.util.find_spec(module) is None:
+        if file.kind in ("parquet", "arrow"):
+            if file.compression:
                 raise ValueError(
-                    f"data.source: to read {file.path} takes {module}, which is not installed. "
-                    f"Install it by: pip install 'gpt2-lit[{extra}]'"
+                    f"data.source: {file.path} is compressed twice over. Unpack its .{file.compression} first."
                 )
+            needed.setdefault(("pyarrow", "parquet"), file.path)
+        elif file.compression == "zst":
+            needed.setdefault(("zstandard", "zstd"), file.path)
+    for (module, extra), path in needed.items():
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"data.source: to read {path} takes {module}, which is not installed. "
+                f"Install it by: pip install 'gpt2-lit[{extra}]'"
+            )
 
 
 # Files at the other end of a URL.
@@ -436,13 +451,12 @@ def _unreachable(url: str, error: Exception) -> OSError:
 # Bytes of a file.
 
 
-def _open(file: SourceFile) -> BinaryIO:
+def _open(file: SourceFile) -> io.BufferedReader:
     if not _is_url(file.path):
         return open(file.path, "rb")
     filesystem, path = _filesystem(file.path)
-    if file.serves_ranges:
-        return filesystem.open(path, "rb")
-    return io.BufferedReader(filesystem.open(path, "rb", block_size=0), _PIECE)
+    options = {} if file.serves_ranges else {"block_size": 0}  # fsspec's sign for: as one stream
+    return io.BufferedReader(filesystem.open(path, "rb", **options), _PIECE)
 
 
 def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[bytes]:
@@ -460,41 +474,43 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[byte
                 return
 
 
-def _unpacked(file: SourceFile, stream: BinaryIO) -> Iterator[bytes]:
-    if file.compression == "zst":
-        yield from _zstd_blocks(file, stream)
-    elif file.compression == "gz":
-        try:
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                yield from iter(partial(unpacked.read, _PIECE), b"")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _damaged(file, "gzip", error) from None
+def _unpacked(file: SourceFile, stream: io.BufferedReader) -> Iterator[bytes]:
+    if file.compression == "gz":
+        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
+        yield from _members(file, stream, "gzip", new_member, zlib.error)
+    elif file.compression == "zst":
+        import zstandard
+
+        # Files of `zstd --long=31`, which are around, need all of the window.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        yield from _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
     else:
         yield from iter(partial(stream.read, _PIECE), b"")
 
 
-def _zstd_blocks(file: SourceFile, stream: BinaryIO) -> Iterator[bytes]:
-    """Frame by frame, as zstandard's own reader takes the end of a file for the end of a frame that is cut short."""
-    import zstandard
+def _members(
+    file: SourceFile, stream: io.BufferedReader, form: str, new_member: Callable[[], Any], failure: type[Exception]
+) -> Iterator[bytes]:
+    """What is in the members (zstd: frames) of a compressed file, each of which must be whole.
 
-    # Files of `zstd --long=31`, which are around, need all of the window.
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame, data = None, bytearray()
-    while packed := stream.read(4096):  # little: all that comes of it is unpacked at once
+    zstandard's own reader would take the end of a file that is cut short for the end of its content.
+    """
+    member, data = None, bytearray()
+    while packed := stream.read(1024):  # little, as all that comes of it is unpacked at once: up to 32,768 times that
         while packed:
-            frame = frame or decompressor.decompressobj()
+            member = member or new_member()
             try:
-                data += frame.decompress(packed)
-            except zstandard.ZstdError as error:
-                raise _damaged(file, "zstd", error) from None
-            packed = frame.unused_data
-            if frame.eof:
-                frame = None
+                data += member.decompress(packed)
+            except failure as error:
+                raise _damaged(file, form, error) from None
+            packed = member.unused_data
+            if member.eof:
+                member = None
         while len(data) >= _PIECE:
             yield bytes(data[:_PIECE])
             del data[:_PIECE]
-    if frame:
-        raise _damaged(file, "zstd", "it ends within a frame")
+    if member:
+        raise _damaged(file, form, "it ends too early")
     if data:
         yield bytes(data)
 
@@ -696,41 +712,55 @@ def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[
 
 
 def _read_parquet(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
-    import pyarrow
     from pyarrow import parquet
 
     if not file.serves_ranges:
         raise ValueError(f"{file.path}: a Parquet file is read in parts, which this server does not send. Download it.")
-    try:
-        with _open(file) as stream, parquet.ParquetFile(stream) as table:
-            _check_column(file, options, table.schema_arrow)
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
-            row = 0
-            for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
-                if start <= begin < stop:
-                    batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field])
-                    yield from _column_pieces(file, options, row, batches)
-                row += group.num_rows
-    except pyarrow.ArrowException as error:
-        raise _damaged(file, "Parquet", error) from None
+    with (
+        _damage_named(file, "Parquet"),
+        _open(file) as stream,
+        parquet.ParquetFile(
+            stream,
+            buffer_size=1 << 20,  # else a row group is kept whole, which may be the whole file
+            pre_buffer=False,
+        ) as table,
+    ):
+        _check_column(file, options, table.schema_arrow)
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+        row = 0
+        for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
+            if start <= begin < stop:
+                batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field], use_threads=False)
+                yield from _column_pieces(file, options, row, batches)
+            row += group.num_rows
 
 
 def _read_arrow(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
-    import pyarrow
+    from pyarrow import ipc
+
+    with _damage_named(file, "Arrow"), _open(file) as stream:
+        # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
+        if stream.read(6) == b"ARROW1":
+            stream.read(2)
+        else:
+            stream.seek(0)
+        batches = ipc.open_stream(stream)
+        _check_column(file, options, batches.schema)
+        yield from _column_pieces(file, options, 0, batches)
+
+
+@contextmanager
+def _damage_named(file: SourceFile, form: str) -> Iterator[None]:
+    """Say of which file it is that pyarrow complains."""
+    from pyarrow import ArrowException
 
     try:
-        with _open(file) as stream:
-            # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
-            if stream.read(6) == b"ARROW1":
-                stream.read(2)
-            else:
-                stream.seek(0)
-            batches = pyarrow.ipc.open_stream(stream)
-            _check_column(file, options, batches.schema)
-            yield from _column_pieces(file, options, 0, batches)
-    except pyarrow.ArrowException as error:
-        raise _damaged(file, "Arrow", error) from None
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's or the network's
+            raise
+        raise _damaged(file, form, error) from None
 
 
 def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
@@ -749,7 +779,14 @@ def _column_pieces(file: SourceFile, options: TextOptions, row: int, batches: It
     for batch in batches:
         column = batch.column(options.text_field)
         for start in range(0, len(column), _ROWS):
-            for text in column.slice(start, _ROWS).to_pylist():
+            try:
+                texts = column.slice(start, _ROWS).to_pylist()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
+                    f"({error.reason}). Make the file anew."
+                ) from None
+            for text in texts:
                 if text is None:
                     raise ValueError(
                         f"{file.path}, row {row} (counted from 0): the column {options.text_field!r} must be a string "

@@ -156,7 +156,7 @@ def test_documents_in_a_window_are_numbered_and_their_positions_start_at_0():
 def test_positions_and_documents_are_those_that_counting_token_by_token_gives(token_ids, context_size, stride):
     dataset = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride, end_of_text=0)
     plain = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride)
-    for input_ids, target_ids, position_ids, document_ids in dataset:
+    for input_ids, _, position_ids, document_ids in dataset:
         position = document = 0
         for i in range(context_size):
             assert (position_ids[i], document_ids[i]) == (position, document)
