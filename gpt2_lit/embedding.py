@@ -1,12 +1,15 @@
 """ids -> vectors: token embedding + learned absolute position embedding; and back, vectors -> scores and loss."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
+
+from gpt2_lit.pretrained import read_tables
 
 # Source: openai/gpt-2, src/model.py: wte has a standard deviation of 0.02, wpe of 0.01. nanoGPT takes 0.02 for both.
 TOKEN_INIT_STD = 0.02
@@ -85,6 +88,59 @@ class EmbeddingModule(nn.Module):
         token_std, position_std = (TOKEN_INIT_STD, POSITION_INIT_STD) if self.init == "gpt2" else (1.0, 1.0)
         nn.init.normal_(self.token_embedding.weight, std=token_std)
         nn.init.normal_(self.position_embedding.weight, std=position_std)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        vocab_size: int | None = None,
+        context_size: int | None = None,
+        interpolate_positions: bool = False,
+        dropout: float = 0.0,
+        pad_vocab_to_multiple_of: int = 1,
+    ) -> "EmbeddingModule":
+        """An embedding with the tables of a trained GPT-2, whose shapes give the sizes.
+
+        Args:
+            source: A safetensors file; a checkpoint of PyTorch or Lightning; a folder with model.safetensors; or a
+                repository on Hugging Face: openai-community/gpt2, or gpt2-medium, gpt2-large, gpt2-xl there.
+            vocab_size: Number of token ids. None is that of the table. If it is less, the first vectors are taken; if
+                more, the new ones are initialised as GPT-2's were.
+            context_size: The longest sequence, in tokens. None is that of the table. If it is less, the first places
+                are taken.
+            interpolate_positions: Stretch or shrink the places of the table to ``context_size``, linearly: the first
+                and the last one keep their vectors.
+            dropout: Share of the numbers set to zero in training, from 0 to below 1.
+            pad_vocab_to_multiple_of: As for a new module.
+
+        Raises:
+            FileNotFoundError: If there is no such file, or it cannot be downloaded.
+            ImportError: If a package of the extra ``pretrained`` is missing.
+            ValueError: If it holds no such tables; or if ``context_size`` is more than it has places, and they are not
+                to be interpolated.
+        """
+        tokens, positions = read_tables(source)
+        if context_size is not None and context_size > len(positions) and not interpolate_positions:
+            raise ValueError(
+                f"context_size can be at most the {len(positions)} places that {source} has vectors for, got "
+                f"{context_size}. Lower it, or set interpolate_positions=True."
+            )
+        embedding = cls(
+            vocab_size=len(tokens) if vocab_size is None else vocab_size,
+            embed_dim=tokens.shape[1],
+            context_size=len(positions) if context_size is None else context_size,
+            dropout=dropout,
+            pad_vocab_to_multiple_of=pad_vocab_to_multiple_of,
+        )
+        if interpolate_positions:
+            columns = positions.T[None]
+            positions = F.interpolate(columns, embedding.context_size, mode="linear", align_corners=True)[0].T
+        num_known = min(len(tokens), embedding.vocab_size)
+        with torch.no_grad():
+            embedding.token_embedding.weight[:num_known] = tokens[:num_known]
+            embedding.position_embedding.weight.copy_(positions[: embedding.context_size])
+        return embedding
 
     def forward(
         self,
