@@ -180,8 +180,10 @@ class EmbeddingModule(nn.Module):
         except IndexError:  # On the CPU a lookup checks its ids itself, at no cost, but does not say which and why.
             self._check_ranges(input_ids, position_ids)
             raise
-        # In place: the sum needs no memory of its own, and no gradient needs the vectors as they were before.
-        vectors += positions
+        if self.token_embedding._forward_hooks:  # one of which may have kept the vectors
+            vectors = vectors + positions
+        else:
+            vectors += positions  # in place: the sum needs no memory of its own
         return self.dropout(vectors) if self.dropout.p else vectors
 
     def logits(self, hidden: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T V"]:

@@ -1,7 +1,5 @@
 import copy
 import math
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -463,47 +461,3 @@ def test_the_gradient_keeps_the_ids_and_no_vectors():
         embedding(IDS)
     assert [tuple(tensor.shape) for tensor in kept] == [(2, 3)]
     assert kept[0].dtype == torch.int64
-
-
-def run_plainly(code: str) -> None:
-    """In a process of its own, because dynamo cannot look through the shape checks of this one."""
-    setup = (
-        "import torch; from gpt2_lit import EmbeddingModule\n"
-        "embedding = EmbeddingModule(vocab_size=10, embed_dim=4, context_size=5)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_it_compiles_to_one_graph_with_the_same_vectors_and_gradients(backend):
-    run_plainly(
-        f"""
-compiled = torch.compile(embedding, fullgraph=True, backend={backend!r})
-for ids, start in ((torch.tensor([[1, 2, 3], [3, 2, 9]]), 0), (torch.tensor([4, 5]), 3)):
-    gradients = []
-    for module in (embedding, compiled):
-        embedding.zero_grad()
-        vectors = module(ids, start)
-        vectors.square().sum().backward()
-        gradients.append([vectors, *(table.grad.clone() for table in embedding.parameters())])
-    for ours, theirs in zip(*gradients):
-        torch.testing.assert_close(ours, theirs)
-"""
-    )
-
-
-def test_it_exports_with_fixed_and_with_free_sizes():
-    run_plainly(
-        """
-ids = torch.tensor([[1, 2, 3], [3, 2, 9]])
-exported = torch.export.export(embedding, (ids,))
-assert torch.equal(exported.module()(ids), embedding(ids))
-
-free = {"input_ids": {0: torch.export.Dim("B"), 1: torch.export.Dim("T", max=5)}, "start_position": None}
-exported = torch.export.export(embedding, (ids, 0), dynamic_shapes=free)
-for shape in ((2, 3), (7, 5), (3, 2)):
-    ids = torch.randint(0, 10, shape)
-    assert torch.equal(exported.module()(ids, 0), embedding(ids))
-"""
-    )
