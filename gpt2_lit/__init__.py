@@ -15,7 +15,8 @@ The way of the data, one file a step; each imports only files above it:
      |   datamodule.py       windows -> batches, for Lightning
      v
     batch: input_ids (B, T), target_ids (B, T)
-     |   embedding.py        ids -> vectors: token + position
+     |   pretrained.py       published weights -> tables
+     |   embedding.py        ids -> vectors: token + position; and back, vectors -> scores and loss
      v
     vectors (B, T, D)
      |   norms.py            vectors -> norms

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -81,12 +80,12 @@ class EmbeddingStub(LightningModule):
 
     def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """For each place, a score for each token that could come next."""
-        return self._scores(self.embedding(input_ids))
+        return self.embedding.logits(self._hidden(self.embedding(input_ids)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         input_ids, target_ids = batch
         vectors = self.embedding(input_ids)
-        loss = _next_token_loss(self._scores(vectors), target_ids)
+        loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_norms(input_ids, vectors)
@@ -139,7 +138,7 @@ class EmbeddingStub(LightningModule):
                 "(they are in the config.yaml beside its checkpoints), or start a new run without it."
             )
 
-    def _scores(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    def _hidden(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         hidden = self.backbone(vectors)
         if not isinstance(hidden, Tensor) or hidden.shape != vectors.shape:
             found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
@@ -147,11 +146,13 @@ class EmbeddingStub(LightningModule):
                 f"the backbone {type(self.backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same "
                 f"shape, and gave {found}. Set model.backbone to another, or its arguments to embed_dim."
             )
-        return F.linear(hidden, self.embedding.token_embedding.weight)
+        return hidden
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
         # The mean weighs each batch by its tokens: the last one may be smaller.
-        metrics.update(_next_token_loss(self(batch[0]), batch[1]), weight=batch[1].numel())
+        input_ids, target_ids = batch
+        loss = self.embedding.next_token_loss(self._hidden(self.embedding(input_ids)), target_ids)
+        metrics.update(loss, weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
 
     @torch.no_grad()
@@ -202,8 +203,3 @@ class Throughput(Callback):
 
 def _seconds_waited(trainer: Trainer) -> float | None:
     return getattr(trainer.train_dataloader, "seconds_waited", None)
-
-
-def _next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """The mean cross-entropy of the next token, in nats."""
-    return F.cross_entropy(scores.flatten(0, 1), target_ids.flatten())
