@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from gpt2_lit.datamodule import GPTDataModule
+from gpt2_lit.monitor import EmbeddingMonitor
 from gpt2_lit.options import OptionParser
 from gpt2_lit.run import (
     LOG_FOLDER,
@@ -58,6 +59,7 @@ class EmbeddingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EmbeddingMonitor, "monitor")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_size", "model.context_size")
 
