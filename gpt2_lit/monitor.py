@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gpt2_lit.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
 from gpt2_lit.figures import heat_map, line_chart
-from gpt2_lit.norms import band, mean_norm, row_norms, vector_norms
+from gpt2_lit.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.windows import Batch
 
 # Bounds of what is looked at, so that the cost does not grow with the corpus or the model.
@@ -26,7 +26,7 @@ SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
 
 KINDS = ("token", "position", "input")
 NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
-BAND_TAGS = {kind: f"embedding_band/{kind}" for kind in KINDS}  # with _p05 and _p95
+BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
 STATE = "embedding_monitor.seen"  # in a checkpoint
 
 
@@ -34,19 +34,20 @@ class EmbeddingMonitor(Callback):
     """Shows in TensorBoard how the two tables of an EmbeddingModule grow, in whatever LightningModule it lies.
 
     Curves, every ``trainer.log_every_n_steps`` steps: of the norms of a batch's vectors the 5th and 95th percentile
-    (``embedding_band/``; the means are ``embedding_norm/``, logged here where the model does not log them itself); the
-    mean norm of all rows of both tables, and the share of the vocabulary that has been an input so far
-    (``embedding_table/``); the norms of both tables' gradients, before clipping (``embedding_gradient/``). The Custom
-    Scalars tab has the norms in one chart, beside those that the initialisation lets one expect, and a chart with the
-    band of each. With several processes the values of a batch are means over all processes, of each one's batch, and
-    the share counts the inputs of all. It counts lookups: a tied head moves the rows of other tokens as well.
+    (``norm_band/``; the means are ``embedding_norm/``, logged here where the model does not log them itself); the mean
+    norm of all rows of each table (``table_norm/``); the norm of each table's gradient, before clipping
+    (``gradient_norm/``); and the share of the vocabulary whose vectors the training has looked up so far
+    (``vocabulary/seen_fraction``; with a tied head the other rows move too, but only away from what is seen). The
+    Custom Scalars tab has the norms in one chart, beside those that the initialisation lets one expect, and a chart
+    with the band of each. With several processes the values of a batch are means over all processes, of each one's
+    batch, and the share counts the tokens of all.
 
-    Pictures, at the start, every ``every_n_steps`` steps and at the end: histograms of the norms, the norm by position,
-    and the cosine similarity of every two positions, or of 256 evenly spaced ones.
+    Pictures, at the start, every ``every_n_steps`` steps and at the end (``embedding_picture/``): histograms of the
+    norms, the norm by position, and the cosine similarity of every two positions, or of 256 evenly spaced ones.
 
     Once: decoded training windows before the first step, the hyperparameters with ``val/loss`` as what they are judged
     by, and at the end the Projector with the vectors of the most frequent tokens, reduced to 128 numbers if they are
-    longer. Tokens are counted in about two million of the corpus, evenly spaced windows of it.
+    longer. Tokens are counted in windows evenly spaced over the corpus, two million tokens at most.
 
     Windows, counts and the Projector need the tokenizer and the windows of the Trainer's datamodule (``tokenizer`` with
     ``decode``, ``train_dataset``, as GPTDataModule has); without them they are left out. All but the curves needs a
@@ -119,14 +120,8 @@ class EmbeddingMonitor(Callback):
         input_ids, start = _input_ids_and_start(*args, **kwargs)
         self._seen.index_fill_(0, input_ids.flatten().long(), 1)
         if self._measuring:
-            positions = self._embedding.position_embedding.weight[start : start + input_ids.shape[-1]]
-            norms = {
-                "token": row_norms(self._embedding.token_embedding.weight, input_ids),
-                "position": vector_norms(positions),
-                "input": vector_norms(vectors),
-            }
-            for kind in KINDS:
-                mean, p05, p95 = band(norms[kind])
+            for kind, norms in embedding_norms(self._embedding, input_ids, vectors, start).items():
+                mean, p05, p95 = band(norms)
                 self._of_batch |= {NORM_TAGS[kind]: mean, f"{BAND_TAGS[kind]}_p05": p05, f"{BAND_TAGS[kind]}_p95": p95}
 
     @torch.no_grad()
@@ -137,7 +132,7 @@ class EmbeddingMonitor(Callback):
             for kind, table in self._tables().items():
                 if table.grad is not None:
                     values = table.grad.coalesce().values() if table.grad.is_sparse else table.grad
-                    self._of_tables[f"embedding_gradient/{kind}"] = vector_norms(values.flatten())
+                    self._of_tables[f"gradient_norm/{kind}_embedding"] = vector_norms(values.flatten())
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -155,8 +150,8 @@ class EmbeddingMonitor(Callback):
             self._unite_seen(trainer)
             if self._writes_tables(trainer):
                 for kind, table in self._tables().items():
-                    self._of_tables[f"embedding_table/{kind}_norm"] = mean_norm(table)
-                self._of_tables["embedding_table/vocabulary_seen"] = self._seen.float().mean()
+                    self._of_tables[f"table_norm/{kind}"] = mean_norm(table)
+                self._of_tables["vocabulary/seen_fraction"] = self._seen.float().mean()
                 pl_module.log_dict(self._of_tables, rank_zero_only=True)
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._picture(trainer)
@@ -235,9 +230,9 @@ class EmbeddingMonitor(Callback):
         for writer in self._writers:
             for kind, values in norms.items():
                 # The default bins are for values spread over powers of ten: norms would fill two of them.
-                writer.add_histogram(f"embedding_norm/all_{kind}s", values, step, bins=64)
-            writer.add_image("embedding_norm/by_position", by_position, step, dataformats="HWC")
-            writer.add_image("embedding_similarity/positions", similarity_map, step, dataformats="HWC")
+                writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
+            writer.add_image("embedding_picture/norm_by_position", by_position, step, dataformats="HWC")
+            writer.add_image("embedding_picture/position_similarity", similarity_map, step, dataformats="HWC")
 
     @torch.no_grad()
     def _project(self, trainer: Trainer) -> None:
@@ -324,11 +319,13 @@ def hyperparameters(model: LightningModule) -> tuple[Any, Any, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+    """Nested options by dotted names; a class and its arguments, as LightningCLI keeps them, by the option's name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", value if isinstance(value, (int, float)) else str(value)
+            yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        elif value is not None and not name.startswith("_"):
+            name = f"{prefix}{name}".removesuffix(".class_path")
+            yield name, value if isinstance(value, (int, float)) else str(value)
 
 
 def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
@@ -378,6 +375,19 @@ def sample(windows: Any) -> Batch:
 def token_counts(windows: Any, vocab_size: int) -> Int64[Tensor, " V"]:
     """How often each id is an input, in the windows of :func:`sample`."""
     return sample(windows).input_ids.flatten().bincount(minlength=vocab_size)
+
+
+def unigram_perplexity(counts: Int64[Tensor, " V"], target_ids: Int64[Tensor, "*N"]) -> float:
+    """The perplexity of guessing each token by how frequent it is, whatever stands before it.
+
+    Every token is counted once more than it occurs, so that none is impossible.
+
+    Example:
+        >>> unigram_perplexity(torch.tensor([1, 0, 1]), torch.tensor([0, 2]))  # both 2 of 5
+        2.5
+    """
+    shares = (counts + 1).double() / (counts + 1).sum()
+    return shares[target_ids.flatten()].log().mean().neg().exp().item()
 
 
 def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[Tensor, "N _"]:

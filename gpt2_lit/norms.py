@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gpt2_lit.embedding import EmbeddingModule
+
 
 def vector_norms(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N"]:
     """The L2 norm of each vector; in float32 where the vectors have fewer bits.
@@ -40,6 +42,37 @@ def row_norms(table: Float[Tensor, "V D"], ids: Int[Tensor, "*N"]) -> Float[Tens
     """
     rows, places = ids.unique(return_inverse=True)
     return vector_norms(table[rows])[places]
+
+
+def embedding_norms(
+    embedding: EmbeddingModule,
+    input_ids: Int[Tensor, "*B T"],
+    vectors: Float[Tensor, "*B T D"],
+    start_position: int = 0,
+) -> dict[str, Float[Tensor, "*_"]]:
+    """The norms of what an embedding has added up for a batch, and of the sums.
+
+    Args:
+        embedding: The module.
+        input_ids: What it was given.
+        vectors: What it made of them.
+        start_position: The place of the first token.
+
+    Returns:
+        ``token``, shape (B, T), ``position``, shape (T,), and ``input``, shape (B, T): what the backbone receives.
+
+    Example:
+        >>> embedding, input_ids = EmbeddingModule(10, 4, 5), torch.tensor([[1, 2, 3], [3, 2, 1]])
+        >>> {name: norms.shape for name, norms in embedding_norms(embedding, input_ids, embedding(input_ids)).items()}
+        {'token': torch.Size([2, 3]), 'position': torch.Size([3]), 'input': torch.Size([2, 3])}
+    """
+    positions = embedding.position_embedding.weight[start_position : start_position + input_ids.shape[-1]]
+    with torch.no_grad():
+        return {
+            "token": row_norms(embedding.token_embedding.weight, input_ids),
+            "position": vector_norms(positions),
+            "input": vector_norms(vectors),
+        }
 
 
 class Band(NamedTuple):

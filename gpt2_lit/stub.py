@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from gpt2_lit.embedding import EmbeddingModule
-from gpt2_lit.norms import mean_norm, row_norms
+from gpt2_lit.norms import embedding_norms
 from gpt2_lit.windows import Batch
 
 
@@ -154,14 +154,9 @@ class EmbeddingStub(LightningModule):
         metrics.update(_next_token_loss(self(batch[0]), batch[1]), weight=batch[1].numel())
         self.log_dict(metrics, prog_bar=True)
 
-    @torch.no_grad()
     def _log_norms(self, input_ids: Int64[Tensor, "B T"], vectors: Float[Tensor, "B T D"]) -> None:
-        position_vectors = self.embedding.position_embedding.weight[: input_ids.shape[-1]]
-        token_norms = row_norms(self.embedding.token_embedding.weight, input_ids)
-        # Of the batches of all processes.
-        self.log("embedding_norm/token", token_norms.mean(), sync_dist=True)
-        self.log("embedding_norm/position", mean_norm(position_vectors))
-        self.log("embedding_norm/input", mean_norm(vectors.detach()), sync_dist=True)
+        for name, norms in embedding_norms(self.embedding, input_ids, vectors).items():
+            self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
 
 
 class Throughput(Callback):
