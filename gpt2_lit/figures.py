@@ -4,19 +4,15 @@ Drawn with Pillow, which comes with TensorBoard, and not with matplotlib, which 
 a training (0.4 s) wherever it is installed.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 # Everything is drawn twice as large and halved at the end, which smooths lines. The sizes here are those of drawing.
 SHRINK = 2
 INK, FAINT, GRID, PAPER, LINE = "#202124", "#5f6368", "#e3e5e8", "#ffffff", "#c2410c"
-LEFT, TOP, SIDE = 190, 170, 1024  # of the plot: its corner, and how wide and high it is
-BOTTOM = 150
+LEFT, TOP, SIDE = 210, 170, 1024  # of the plot: its corner, and how wide and high it is
+BOTTOM = 170
 WIDTH = LEFT + SIDE + 210
 CHART_HEIGHT = 1000
 
@@ -42,8 +38,7 @@ def colors(values: Float[np.ndarray, "*N"]) -> UInt8[np.ndarray, "*N 3"]:
         >>> colors(np.array([0.0])).tolist()
         [[247, 247, 247]]
     """
-    values = np.clip(np.nan_to_num(values), -1, 1)
-    strength = np.abs(values)
+    strength = np.clip(np.abs(values), 0, 1)  # rounding can take a cosine a little beyond 1
     hue = np.radians(np.where(values > 0, 32, 258))
     lightness, chroma = 0.976 - 0.52 * strength, 0.155 * strength
     oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
@@ -66,18 +61,16 @@ def heat_map(
 
     Example:
         >>> heat_map(np.eye(4), np.arange(4), "Cosine similarity", "a test", "position (tokens)").shape
-        (677, 712, 3)
+        (682, 722, 3)
     """
-    from PIL import Image
-
     image, draw = _paper(title, subtitle, TOP + SIDE + BOTTOM)
     cells = Image.fromarray(colors(values)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     image.paste(cells, (LEFT, TOP))
-    for tick in nice_ticks(places[0], places[-1], whole=True):
+    for tick in nice_ticks(float(places[0]), float(places[-1]), whole=True):
         # The middle of the cell of that place; where some places are left out, between the cells of two.
         at = SIDE * (np.interp(tick, places, np.arange(len(places))) + 0.5) / len(places)
-        _tick(draw, tick, LEFT + at, TOP + SIDE, below=True)
-        _tick(draw, tick, LEFT, TOP + at, below=False)
+        _tick(draw, tick, LEFT + at, float(TOP + SIDE), below=True)
+        _tick(draw, tick, float(LEFT), TOP + at, below=False)
     _axis_labels(image, draw, label, label, SIDE, SIDE)
 
     bar = np.broadcast_to(np.linspace(1, -1, SIDE)[:, None], (SIDE, 44))
@@ -86,7 +79,7 @@ def heat_map(
     for tick in (1.0, 0.5, 0.0, -0.5, -1.0):
         y = TOP + (1 - tick) / 2 * SIDE
         draw.line([(x + 44, y), (x + 54, y)], fill=INK, width=3)
-        draw.text((x + 62, y), f"{tick:.1f}", fill=INK, font=_font(40), anchor="lm")
+        draw.text((x + 62, y), f"{tick:.1f}", fill=INK, font=_font(46), anchor="lm")
     draw.rectangle([(x, TOP), (x + 44, TOP + SIDE)], outline=INK, width=2)
     draw.rectangle([(LEFT, TOP), (LEFT + SIDE, TOP + SIDE)], outline=INK, width=2)
     return np.asarray(image.reduce(SHRINK))
@@ -107,27 +100,27 @@ def line_chart(
 
     Example:
         >>> line_chart(np.arange(4.0), 1.5, "Norm", "a test", "position (tokens)", "norm").shape
-        (497, 712, 3)
+        (500, 722, 3)
     """
     width, height = WIDTH - LEFT - 70, CHART_HEIGHT - TOP - BOTTOM
     image, draw = _paper(title, subtitle, CHART_HEIGHT)
-    last = max(len(values) - 1, 1)
+    last = max(len(values) - 1.0, 1.0)
     top = 1.08 * max(float(values.max()), expected) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         return LEFT + x / last * width, TOP + (1 - y / top) * height
 
-    for tick in nice_ticks(0, top):
-        x, y = place(0, tick)
+    for tick in nice_ticks(0.0, top):
+        x, y = place(0.0, tick)
         draw.line([(x, y), (x + width, y)], fill=GRID, width=3)
         _tick(draw, tick, x, y, below=False)
-    for tick in nice_ticks(0, last, whole=True):
-        _tick(draw, tick, *place(tick, 0), below=True)
-    x, y = place(0, expected)
-    for dash in range(0, width, 32):
-        draw.line([(x + dash, y), (x + min(dash + 18, width), y)], fill=FAINT, width=4)
-    line = [place(x, y) for x, y in enumerate(values.tolist())]
+    for tick in nice_ticks(0.0, last, whole=True):
+        _tick(draw, tick, *place(tick, 0.0), below=True)
+    line = [place(float(x), y) for x, y in enumerate(values.tolist())]
     draw.line(line if len(line) > 1 else 2 * line, fill=LINE, width=6, joint="curve")
+    x, y = place(0.0, expected)
+    for dash in range(0, width, 32):
+        draw.line([(x + dash, y), (x + min(dash + 18, width), y)], fill=INK, width=4)
     draw.line([(LEFT, TOP), (LEFT, TOP + height), (LEFT + width, TOP + height)], fill=INK, width=3)
     _axis_labels(image, draw, x_label, y_label, width, height)
     return np.asarray(image.reduce(SHRINK))
@@ -137,9 +130,9 @@ def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """Three to seven round numbers from low to high: multiples of 1, 2 or 5 times a power of ten.
 
     Example:
-        >>> nice_ticks(0, 1023, whole=True)
-        [0, 200, 400, 600, 800, 1000]
-        >>> nice_ticks(0, 0.17)
+        >>> nice_ticks(0.0, 1023.0, whole=True)
+        [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
+        >>> nice_ticks(0.0, 0.17)
         [0.0, 0.05, 0.1, 0.15]
     """
     if not high > low:
@@ -148,39 +141,33 @@ def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
     step = power * max(size for size in (1, 2, 5) if size * power <= (high - low) / 3)
     step = max(1.0, step) if whole else step
     ticks = np.arange(np.ceil(low / step - 1e-9) + 0.0, np.floor(high / step + 1e-9) + 1) * step
-    return [int(tick) if whole else round(float(tick), 12) for tick in ticks]
+    return [round(float(tick), 12) for tick in ticks]
 
 
-def _paper(title: str, subtitle: str, height: int) -> "tuple[Image.Image, ImageDraw.ImageDraw]":
-    from PIL import Image, ImageDraw
-
+def _paper(title: str, subtitle: str, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((LEFT, 30), title, fill=INK, font=_font(52))
-    draw.text((LEFT, 102), subtitle, fill=FAINT, font=_font(36))
+    draw.text((LEFT, 20), title, fill=INK, font=_font(60))
+    draw.text((LEFT, 96), subtitle, fill=FAINT, font=_font(44))
     return image, draw
 
 
-def _tick(draw: "ImageDraw.ImageDraw", value: float, x: float, y: float, below: bool) -> None:
+def _tick(draw: ImageDraw.ImageDraw, value: float, x: float, y: float, below: bool) -> None:
     """A number at an axis, below it or to its left, with a short line that says where."""
     draw.line([(x, y), (x, y + 12) if below else (x - 12, y)], fill=INK, width=3)
     at = (x, y + 22) if below else (x - 22, y)
-    draw.text(at, f"{value:g}", fill=INK, font=_font(40), anchor="ma" if below else "rm")
+    draw.text(at, f"{value:g}", fill=INK, font=_font(46), anchor="ma" if below else "rm")
 
 
 def _axis_labels(
-    image: "Image.Image", draw: "ImageDraw.ImageDraw", x_label: str, y_label: str, width: int, height: int
+    image: Image.Image, draw: ImageDraw.ImageDraw, x_label: str, y_label: str, width: int, height: int
 ) -> None:
     """The name of the axis below a plot, and of that to its left, which is read from below."""
-    from PIL import Image, ImageDraw
-
-    draw.text((LEFT + width / 2, image.height - 22), x_label, fill=INK, font=_font(40), anchor="ms")
+    draw.text((LEFT + width / 2, image.height - 22), x_label, fill=INK, font=_font(46), anchor="ms")
     aside = Image.new("RGB", (height, 60), PAPER)
-    ImageDraw.Draw(aside).text((height / 2, 46), y_label, fill=INK, font=_font(40), anchor="ms")
+    ImageDraw.Draw(aside).text((height / 2, 46), y_label, fill=INK, font=_font(46), anchor="ms")
     image.paste(aside.rotate(90, expand=True), (12, TOP))
 
 
-def _font(size: int) -> "ImageFont.ImageFont | ImageFont.FreeTypeFont":
-    from PIL import ImageFont
-
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)

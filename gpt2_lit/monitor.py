@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpt2_lit.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
-from gpt2_lit.figures import heat_map, line_chart
 from gpt2_lit.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.windows import Batch
 
@@ -95,7 +94,7 @@ class EmbeddingMonitor(Callback):
         self._writers = [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
         if not self._writers:
             return
-        experiment, session, self._session_end = hyperparameters(pl_module)
+        experiment, session, self._session_end = hyperparameters(trainer, pl_module)
         for writer in self._writers:
             writer.add_custom_scalars(charts(embedding))
             writer._get_file_writer().add_summary(experiment)
@@ -209,13 +208,15 @@ class EmbeddingMonitor(Callback):
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in tables.items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
+        from gpt2_lit.figures import heat_map, line_chart
+
         when = f"after {step:,} step{'s' * (step != 1)}"
         expected = expected_norms(self._embedding)["position"]
         by_position = line_chart(
             norms["position"],
             expected,
             "Norm of each position vector",
-            f"{when}; the broken line is what its initialisation lets one expect: {expected:.2f}",
+            f"{when}; broken line: expected at the start, {expected:.2f}",
             "position (tokens)",
             "norm",
         )
@@ -308,14 +309,15 @@ def charts(embedding: EmbeddingModule) -> dict[str, dict[str, list]]:
     return {"norms of the vectors of a batch": {**mean, **bands}}
 
 
-def hyperparameters(model: LightningModule) -> tuple[Any, Any, Any]:
+def hyperparameters(trainer: Trainer, model: LightningModule) -> tuple[Any, Any, Any]:
     """What the HParams tab needs to know: which there are, those of this run, and that it has ended.
 
     The value it is judged by is read from the curve ``val/loss``. The logger's own way would write a point into it.
     """
     from torch.utils.tensorboard.summary import hparams
 
-    return hparams(dict(_flat(model.hparams)), {"val/loss": 0.0})
+    learning_rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
+    return hparams(dict(_flat({**model.hparams, "learning_rate": learning_rate})), {"val/loss": 0.0})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
@@ -401,11 +403,12 @@ def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[
 
 
 def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
-    """A token on one line, with dots for its blanks and escapes for what cannot be seen; its id where it is no text.
+    r"""A token on one line, with dots for its blanks and escapes for what cannot be seen; its id where it is no text.
 
     Example:
-        >>> token_label(gpt2_tokenizer().decode, 262), token_label(gpt2_tokenizer().decode, 198)
-        ('\u00b7the', '\\n')
+        >>> from gpt2_lit import gpt2_tokenizer
+        >>> [token_label(gpt2_tokenizer().decode, token_id) for token_id in (464, 198)]
+        ['The', '\\n']
     """
     text = decode([token_id])
     if not text or "\ufffd" in text:  # part of the bytes of a character

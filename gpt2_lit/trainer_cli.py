@@ -105,8 +105,9 @@ class EmbeddingCLI(LightningCLI):
 class RunProgressBar(TQDMProgressBar):
     """Lightning's progress bar with short names, and the time that the whole run still takes."""
 
-    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
-        super().on_train_start(trainer, *args)
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        trainer: Trainer = args[0]
         self.begun = time.perf_counter()
         self.batches_before = _batches_trained(trainer)
 
