@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def row_norms(table: Float[Tensor, "V D"], ids: Int[Tensor, "*N"]) -> Float[Tens
                 [1., 5.]])
     """
     rows, places = ids.unique(return_inverse=True)
-    return vector_norms(table[rows])[places]
+    return vector_norms(F.embedding(rows, table))[places]
 
 
 def embedding_norms(
