@@ -117,7 +117,9 @@ def line_chart(
     for tick in nice_ticks(0.0, last, whole=True):
         _tick(draw, tick, *place(tick, 0.0), below=True)
     line = [place(float(x), y) for x, y in enumerate(values.tolist())]
-    draw.line(line if len(line) > 1 else 2 * line, fill=LINE, width=6, joint="curve")
+    if len(line) == 1:  # a line as long as it is wide
+        line.append((line[0][0] + 6, line[0][1]))
+    draw.line(line, fill=LINE, width=6, joint="curve")
     x, y = place(0.0, expected)
     for dash in range(0, width, 32):
         draw.line([(x + dash, y), (x + min(dash + 18, width), y)], fill=INK, width=4)
