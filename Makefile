@@ -10,7 +10,7 @@ format:
 	ruff format .
 	ruff check --fix .
 
-pictures:  ## docs/tensorboard.png, from a real run; needs chromium and chromedriver
+pictures:  ## docs/*.png, from real runs; needs chromium and chromedriver
 	python docs/pictures.py
 
 benchmarks:

@@ -21,6 +21,7 @@ The way of the data, one file a step; each imports only files above it:
     vectors (B, T, D)
      |   norms.py            vectors -> norms
      |   stub.py             norms and losses -> TensorBoard
+     |   monitor.py          tables -> pictures in TensorBoard (figures.py draws them)
      |   run.py              a run -> a folder: curves, config, checkpoints
      v
     options.py, trainer_cli.py, cli.py: the command line over all of it; tool.py looks at tokens
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from gpt2_lit.bpe import gpt2_tokenizer
     from gpt2_lit.datamodule import GPTDataModule
     from gpt2_lit.embedding import EmbeddingModule
+    from gpt2_lit.monitor import EmbeddingMonitor
     from gpt2_lit.stub import EmbeddingStub
     from gpt2_lit.windows import Batch, GPTDatasetV1, dataloader_v1
     from gpt2_lit.word_tokenizer import SimpleTokenizerV1, SimpleTokenizerV2, build_vocab, decode, encode, tokenize
@@ -57,6 +59,7 @@ __all__ = [
     "GPTDataModule",
     "EmbeddingModule",
     "EmbeddingStub",
+    "EmbeddingMonitor",
 ]
 
 # Loaded at first use: torch and lightning take seconds to import, and
@@ -68,6 +71,7 @@ _HOME = {
     "datamodule": ["GPTDataModule"],
     "embedding": ["EmbeddingModule"],
     "stub": ["EmbeddingStub"],
+    "monitor": ["EmbeddingMonitor"],
 }
 
 

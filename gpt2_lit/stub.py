@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from gpt2_lit.embedding import EmbeddingModule
-from gpt2_lit.norms import mean_norm
+from gpt2_lit.norms import embedding_norms
 from gpt2_lit.windows import Batch
 
 
@@ -31,7 +31,7 @@ class EmbeddingStub(LightningModule):
     next chapters put attention and blocks into its place.
 
     Logged every ``trainer.log_every_n_steps`` steps: ``train/loss``, ``embedding_norm/token``, ``/position`` and
-    ``/input`` (means of the L2 norms of the batch's vectors; input is what the backbone receives),
+    ``/input`` (means of the L2 norms of the batch's vectors, of all processes; input is what the backbone receives),
     ``throughput/tokens_per_second`` and ``throughput/data_wait_fraction``. After each validation: ``val/loss`` and
     ``val/perplexity``.
 
@@ -155,13 +155,9 @@ class EmbeddingStub(LightningModule):
         metrics.update(loss, weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
 
-    @torch.no_grad()
     def _log_norms(self, input_ids: Int64[Tensor, "B T"], vectors: Float[Tensor, "B T D"]) -> None:
-        token_vectors = self.embedding.token_embedding(input_ids)
-        position_vectors = self.embedding.position_embedding.weight[: input_ids.shape[-1]]
-        self.log("embedding_norm/token", mean_norm(token_vectors))
-        self.log("embedding_norm/position", mean_norm(position_vectors))
-        self.log("embedding_norm/input", mean_norm(vectors.detach()))
+        for name, norms in embedding_norms(self.embedding, input_ids, vectors).items():
+            self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
 
 
 class Throughput(Callback):
@@ -181,10 +177,11 @@ class Throughput(Callback):
         if trainer.global_step % trainer.log_every_n_steps or trainer.global_step == self.begun_at_step:
             return
         seconds = time.perf_counter() - self.begun
-        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds)
+        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds, prog_bar=True)
         waited = _seconds_waited(trainer)
         if waited is not None:
-            pl_module.log("throughput/data_wait_fraction", min((waited - self.waited) / seconds, 1.0))
+            fraction = min((waited - self.waited) / seconds, 1.0)
+            pl_module.log("throughput/data_wait_fraction", fraction, prog_bar=True)
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
