@@ -116,10 +116,11 @@ class EmbeddingMonitor(Callback):
         """Look at what goes into the embedding and comes out, while it is there: the backbone may write into it."""
         if not embedding.training:
             return
-        input_ids, start = _input_ids_and_start(*args, **kwargs)
+        input_ids, start_position, position_ids = _arguments(*args, **kwargs)
         self._seen.index_fill_(0, input_ids.flatten().long(), 1)
         if self._measuring:
-            for kind, norms in embedding_norms(self._embedding, input_ids, vectors, start).items():
+            norms_of = embedding_norms(self._embedding, input_ids, vectors, start_position, position_ids)
+            for kind, norms in norms_of.items():
                 mean, p05, p95 = band(norms)
                 self._of_batch |= {NORM_TAGS[kind]: mean, f"{BAND_TAGS[kind]}_p05": p05, f"{BAND_TAGS[kind]}_p95": p95}
 
@@ -419,7 +420,7 @@ def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
 def windows_as_text(corpus: Corpus) -> str:
     """Some training windows in Markdown, the target of each token below it."""
     rows = spread(len(corpus.windows), SHOWN_WINDOWS)
-    inputs, targets = corpus.windows[rows]
+    inputs, targets = corpus.windows[rows][:2]
     parts = [
         f"{len(rows)} of {len(corpus.windows):,} training windows, the first {min(inputs.shape[1], SHOWN_TOKENS)} of "
         f"{inputs.shape[1]:,} tokens of each. Below each token stands its target. A dot is a blank."
@@ -438,6 +439,8 @@ def windows_as_text(corpus: Corpus) -> str:
     return "\n\n".join(parts)
 
 
-def _input_ids_and_start(input_ids: Tensor, start_position: int = 0, **_: Any) -> tuple[Tensor, int]:
-    """The arguments of EmbeddingModule.forward."""
-    return input_ids, start_position
+def _arguments(
+    input_ids: Tensor, start_position: int = 0, position_ids: Tensor | None = None
+) -> tuple[Tensor, int, Tensor | None]:
+    """The arguments of EmbeddingModule.forward, however they were given."""
+    return input_ids, start_position, position_ids

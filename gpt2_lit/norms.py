@@ -50,6 +50,7 @@ def embedding_norms(
     input_ids: Int[Tensor, "*B T"],
     vectors: Float[Tensor, "*B T D"],
     start_position: int = 0,
+    position_ids: Int[Tensor, "..."] | None = None,
 ) -> dict[str, Float[Tensor, "*_"]]:
     """The norms of what an embedding has added up for a batch, and of the sums.
 
@@ -58,20 +59,26 @@ def embedding_norms(
         input_ids: What it was given.
         vectors: What it made of them.
         start_position: The place of the first token.
+        position_ids: The place of each token, if that was given instead.
 
     Returns:
-        ``token``, shape (B, T), ``position``, shape (T,), and ``input``, shape (B, T): what the backbone receives.
+        ``token``, shape (B, T), ``position``, shape (T,) or that of position_ids, and ``input``, shape (B, T): what the
+        backbone receives.
 
     Example:
         >>> embedding, input_ids = EmbeddingModule(10, 4, 5), torch.tensor([[1, 2, 3], [3, 2, 1]])
         >>> {name: norms.shape for name, norms in embedding_norms(embedding, input_ids, embedding(input_ids)).items()}
         {'token': torch.Size([2, 3]), 'position': torch.Size([3]), 'input': torch.Size([2, 3])}
     """
-    positions = embedding.position_embedding.weight[start_position : start_position + input_ids.shape[-1]]
+    table = embedding.position_embedding.weight
     with torch.no_grad():
+        if position_ids is None:
+            position_norms = vector_norms(table[start_position : start_position + input_ids.shape[-1]])
+        else:
+            position_norms = row_norms(table, position_ids)
         return {
             "token": row_norms(embedding.token_embedding.weight, input_ids),
-            "position": vector_norms(positions),
+            "position": position_norms,
             "input": vector_norms(vectors),
         }
 

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from gpt2_lit.embedding import EmbeddingModule
 from gpt2_lit.norms import embedding_norms
-from gpt2_lit.windows import Batch
+from gpt2_lit.windows import Batch, DocumentBatch
 
 
 class Perplexity(MeanMetric):
@@ -82,24 +82,26 @@ class EmbeddingStub(LightningModule):
         """For each place, a score for each token that could come next."""
         return self.embedding.logits(self._hidden(self.embedding(input_ids)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        input_ids, target_ids = batch
-        vectors = self.embedding(input_ids)
+    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
+        input_ids, target_ids, position_ids = _parts(batch)
+        vectors = self.embedding(input_ids, position_ids=position_ids)
         loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_norms(input_ids, vectors)
+            for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
+                self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Int64[Tensor, "B T"]:
+    def predict_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Int64[Tensor, "B T"]:
         """For each place of the windows, the token that is most likely to come next."""
-        return self(batch[0]).argmax(dim=-1)
+        input_ids, _, position_ids = _parts(batch)
+        return self.embedding.logits(self._hidden(self.embedding(input_ids, position_ids=position_ids))).argmax(dim=-1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer(self.parameters())
@@ -148,16 +150,18 @@ class EmbeddingStub(LightningModule):
             )
         return hidden
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
         # The mean weighs each batch by its tokens: the last one may be smaller.
-        input_ids, target_ids = batch
-        loss = self.embedding.next_token_loss(self._hidden(self.embedding(input_ids)), target_ids)
-        metrics.update(loss, weight=target_ids.numel())
+        input_ids, target_ids, position_ids = _parts(batch)
+        hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids))
+        metrics.update(self.embedding.next_token_loss(hidden, target_ids), weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
 
-    def _log_norms(self, input_ids: Int64[Tensor, "B T"], vectors: Float[Tensor, "B T D"]) -> None:
-        for name, norms in embedding_norms(self.embedding, input_ids, vectors).items():
-            self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
+
+def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets, and the positions if they are given; some loaders make lists of what they got."""
+    input_ids, target_ids, *documents = batch
+    return input_ids, target_ids, documents[0] if documents else None
 
 
 class Throughput(Callback):

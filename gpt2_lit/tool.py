@@ -115,7 +115,7 @@ def preview(options: argparse.Namespace) -> None:
     while len(found) < options.windows:
         epoch, windows, _ = _share(data, dataset, step, rank=0, world_size=1)
         for window in windows[: options.windows - len(found)].tolist():
-            input_ids, target_ids = (ids.tolist() for ids in dataset[window])
+            input_ids, target_ids = (ids.tolist() for ids in dataset[window][:2])
             found.append(
                 {"step": step, "epoch": epoch, "window": window, "input_ids": input_ids, "target_ids": target_ids}
             )
