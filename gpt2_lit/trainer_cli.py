@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -220,7 +221,7 @@ class RunReport(Callback):
             return
         decode = trainer.datamodule.tokenizer.decode
         print("\n\nwhat stands there, what the model expects next, and what comes:")
-        for input_ids, target_ids, expected in list(zip(*batch, outputs, strict=True))[:5]:
+        for input_ids, target_ids, expected in list(zip(*batch[:2], outputs, strict=True))[:5]:
             text, next_text, guess = (decode(ids.tolist()) for ids in (input_ids[-8:], target_ids[-1:], expected[-1:]))
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 
@@ -234,6 +235,8 @@ class RunReport(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit):
             self._tell_where(trainer, "go on", "", f"\nstopped at step {trainer.global_step}\n")
+        elif isinstance(exception, KeyboardInterrupt):  # outside of the training, where RunCheckpoint sees to it
+            raise SystemExit(128 + signal.SIGINT) from None
 
     def _tell_where(self, trainer: Trainer, purpose: str, options: str, news: str = "") -> None:
         folder = folder_of(trainer)
