@@ -1,14 +1,21 @@
-"""text -> GPT-2 ids: byte-pair encoding, offline and in bulk. The only file that knows tiktoken."""
+"""text -> GPT-2 ids: byte-pair encoding, offline and in bulk. The only file that knows tiktoken and gigatoken."""
 
 import base64
 import hashlib
+import importlib.metadata
+import json
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
+
+from gpt2_lit.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2
 
 if TYPE_CHECKING:
     import tiktoken
@@ -21,9 +28,14 @@ GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
 GPT2_END_OF_TEXT = 50256  # stands between two documents
 
 # GPT-2's split pattern has no piece with whitespace behind non-whitespace, so a text that is cut in front of such a
-# blank has the ids of the whole. A cut anywhere else, even at a blank line, can change them.
-_SAFE_CUT = re.compile(r"(?<=\S) ")
-_PIECE_CHARS = 1 << 18  # characters encoded at a time: bounds the extra memory to about 1 MB
+# blank or line end has the ids of the whole. A cut anywhere else, even behind a blank line, can change them.
+SAFE_CUT = re.compile(r"(?<=\S)[ \n]")
+_PIECE_CHARS = 1 << 18  # characters encoded at a time: bounds the extra memory to a few MB
+
+_GIGATOKEN_TESTED = "0.10."  # the versions whose ids the tests have compared; as in pyproject.toml
+# gigatoken keeps every different word that it has met, about 100 bytes each, and never forgets one. A fresh one every
+# 256 million characters costs a tenth of a second, and holds real text to about 100 MB, random letters to about 2 GB.
+_GIGATOKEN_CHARS = 1 << 28
 
 
 @runtime_checkable
@@ -58,20 +70,23 @@ def gpt2_tokenizer(ranks_file: Path = RANKS_FILE) -> "tiktoken.Encoding":
     for line in table.splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
-    return tiktoken.Encoding(
+    encoding = tiktoken.Encoding(
         "gpt2",
         explicit_n_vocab=GPT2_VOCAB_SIZE,
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
         special_tokens={ENDOFTEXT: GPT2_END_OF_TEXT},
     )
+    _VOCABULARY_SHA256[encoding] = checksum
+    return encoding
 
 
 def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
     """All token ids of a text in one array, two bytes each where the ids allow it.
 
     The text is plain text: ``<|endoftext|>`` in it becomes the seven tokens of its characters, so that no text can
-    inject the end of a document. GPT-2's encoding goes through the text in pieces and makes no Python integers.
+    inject the end of a document. GPT-2's encoding goes through the text in pieces and makes no Python integers. Where
+    gigatoken is installed (``pip install 'gpt2-lit[fast]'``) it does the work, with the ids of tiktoken.
 
     Args:
         tokenizer: Anything with ``encode(text) -> list[int]``.
@@ -91,22 +106,80 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
 
     if not isinstance(tokenizer, tiktoken.Encoding):
         return _compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
-    pieces = _pieces(text) if tokenizer.name == "gpt2" else iter([text])
-    arrays = [_compact(_encode_piece(tokenizer, piece)) for piece in pieces]
+    if not _is_gpt2(tokenizer):
+        return _compact(_tiktoken_ids(tokenizer, text))
+    arrays = [_gpt2_ids(tokenizer, piece) for piece in _pieces(text)]
     return np.concatenate(arrays) if arrays else np.empty(0, np.uint16)
+
+
+def tokenizer_hash(tokenizer: Encoder) -> str:
+    """16 hex digits that say what a tokenizer does: for tiktoken's encodings and our word tokenizers.
+
+    Equal for two tokenizers that give the same ids and the same special tokens, in any process on any machine, and
+    different for others: a key under which their tokens can be kept. What a tokenizer of another class does hangs on
+    code that cannot be seen from here, so it has none.
+
+    Raises:
+        ValueError: If the tokenizer is of another class, also one that is derived from these.
+
+    Example:
+        >>> tokenizer_hash(gpt2_tokenizer())
+        'f93c0f8db173bb3d'
+    """
+    import tiktoken
+
+    if type(tokenizer) is tiktoken.Encoding:
+        special_tokens = sorted(tokenizer._special_tokens.items())
+        parts = ["tiktoken", tokenizer._pat_str, special_tokens, _vocabulary_sha256(tokenizer)]
+    elif type(tokenizer) is SimpleTokenizerV1 or type(tokenizer) is SimpleTokenizerV2:
+        parts = [type(tokenizer).__name__, WORD_SPLIT.pattern, _vocabulary_sha256(tokenizer)]
+    else:
+        raise ValueError(
+            f"tokenizer_hash knows tiktoken.Encoding, SimpleTokenizerV1 and SimpleTokenizerV2, got a "
+            f"{type(tokenizer).__qualname__}: nothing tells two of these apart safely, so keep their tokens apart."
+        )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+_VOCABULARY_SHA256: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
+
+
+def _vocabulary_sha256(tokenizer: "tiktoken.Encoding | SimpleTokenizerV1") -> str:
+    """The sum of a vocabulary: of merge ranks, as tiktoken writes them to a file. Made once for each tokenizer."""
+    if tokenizer not in _VOCABULARY_SHA256:
+        if isinstance(tokenizer, SimpleTokenizerV1):
+            table = json.dumps(sorted(tokenizer.vocab.items())).encode()
+        else:
+            ranks = sorted((rank, token) for token, rank in tokenizer._mergeable_ranks.items())
+            table = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for rank, token in ranks)
+        _VOCABULARY_SHA256[tokenizer] = hashlib.sha256(table).hexdigest()
+    return _VOCABULARY_SHA256[tokenizer]
+
+
+def _is_gpt2(encoding: "tiktoken.Encoding") -> bool:
+    """Whether an encoding splits and merges as GPT-2's: ours, ``tiktoken.get_encoding("gpt2")``, or a copy."""
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    return encoding._pat_str == r50k_pat_str and _vocabulary_sha256(encoding) == RANKS_SHA256
 
 
 def _pieces(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
     """Cut a text, where GPT-2 allows it, into pieces of about ``size`` characters."""
     start = 0
     while start < len(text):
-        cut = _SAFE_CUT.search(text, start + size)
+        cut = SAFE_CUT.search(text, start + size)
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end
 
 
-def _encode_piece(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+def _gpt2_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+    fast = _gigatoken()
+    ids = fast.encode(text) if fast else None
+    return (_tiktoken_ids(encoding, text) if ids is None else ids).astype(np.uint16)
+
+
+def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
     try:
         return encoding.encode_to_numpy(text, disallowed_special=())
     except UnicodeEncodeError:  # a lone surrogate: encode_ordinary mends it, encode_to_numpy does not
@@ -117,3 +190,81 @@ def _compact(ids: np.ndarray) -> np.ndarray:
     if ids.size and ids.min() < 0:
         raise ValueError(f"a token id must be 0 or more, and the tokenizer gave {ids.min()}.")
     return ids.astype(np.uint16 if not ids.size or ids.max() <= np.iinfo(np.uint16).max else np.uint32)
+
+
+@cache
+def _gigatoken() -> "_Gigatoken | None":
+    """gigatoken, where it is installed in a version that was tested; loaded once a process."""
+    try:
+        version = importlib.metadata.version("gigatoken")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if not version.startswith(_GIGATOKEN_TESTED):
+        warnings.warn(
+            f"gigatoken {version} is not used, because gpt2_lit was tested with {_GIGATOKEN_TESTED}x: texts are "
+            "encoded by tiktoken, to the same ids, but slower. pip install 'gpt2-lit[fast]' installs the one tested.",
+            stacklevel=2,
+        )
+        return None
+    return _Gigatoken()
+
+
+class _Gigatoken:
+    """GPT-2's encoding by gigatoken, for the texts to which it gives the ids of tiktoken.
+
+    The two differ around a character that is a letter or a number to the one and a symbol to the other, because their
+    tables are of different versions of Unicode. Neither says of which. So both are asked: a character is trusted when
+    they have given the same ids to its neighbourhoods, and a text when all of its characters are.
+    """
+
+    # A symbol takes the apostrophe along and leaves the s alone; whitespace makes one token of two line ends; a letter
+    # could merge with the a, a number with the 1.
+    NEIGHBOURHOODS = "a{0}1{0}'s\n\n{0}\n"
+    PAGE = 256  # characters asked about at a time, in a fraction of a millisecond
+
+    def __init__(self) -> None:
+        self._trusted = np.zeros(sys.maxunicode + 1, dtype=bool)
+        self._asked: set[int] = set()  # pages
+        self._load()
+
+    def _load(self) -> None:
+        import gigatoken
+
+        # Without its special tokens: the text <|endoftext|> shall stay text.
+        self._tokenizer = gigatoken.Tokenizer.from_tiktoken(RANKS_FILE, pretokenizer="gpt2", special_tokens={})
+        self._num_chars = 0
+
+    def encode(self, text: str) -> np.ndarray | None:
+        """The ids of a text, shape (N,), uint32; None where they could differ from tiktoken's."""
+        if not (text.isascii() or self.trusts(text)):
+            return None
+        if self._num_chars > _GIGATOKEN_CHARS:
+            self._load()
+        self._num_chars += len(text)
+        return self._tokenizer.encode(text)
+
+    def trusts(self, text: str) -> bool:
+        """Whether all characters of a text have been found to be encoded as by tiktoken."""
+        try:
+            codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        except UnicodeEncodeError:  # a lone surrogate, which tiktoken mends
+            return False
+        trusted = self._trusted.take(codes, mode="clip")  # none is out of bounds: clip only spares the check
+        if trusted.all():
+            return True
+        new_pages = set((codes[~trusted] // self.PAGE).tolist()) - self._asked
+        for page in new_pages:
+            self._ask(page)
+        return bool(new_pages) and bool(self._trusted[codes].all())
+
+    def _ask(self, page: int) -> None:
+        codes = range(page * self.PAGE, (page + 1) * self.PAGE)
+        texts = [self.NEIGHBOURHOODS.format(chr(code)) for code in codes]
+        if self._agrees_on("".join(texts)):
+            self._trusted[codes] = True
+        else:
+            self._trusted[codes] = [self._agrees_on(text) for text in texts]
+        self._asked.add(page)
+
+    def _agrees_on(self, text: str) -> bool:
+        return np.array_equal(self._tokenizer.encode(text), _tiktoken_ids(gpt2_tokenizer(), text))

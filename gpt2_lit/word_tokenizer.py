@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 # A split keeps what a group catches: each punctuation mark, the dash `--`, each blank.
-_SPLIT = re.compile(r"""([,.:;?_!"()']|--|\s)""")
+WORD_SPLIT = re.compile(r"""([,.:;?_!"()']|--|\s)""")
 
 
 def tokenize(text: str) -> list[str]:
@@ -14,7 +14,7 @@ def tokenize(text: str) -> list[str]:
         >>> tokenize("Peter--who was naughty--ran, didn't he?")
         ['Peter', '--', 'who', 'was', 'naughty', '--', 'ran', ',', 'didn', "'", 't', 'he', '?']
     """
-    return [word for word in _SPLIT.split(text) if word and not word.isspace()]
+    return [word for word in WORD_SPLIT.split(text) if word and not word.isspace()]
 
 
 def build_vocab(text: str, special_words: Iterable[str] = ()) -> dict[str, int]:

@@ -1,5 +1,8 @@
 import base64
+import importlib.metadata
+import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 from itertools import pairwise
@@ -8,21 +11,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from hypothesis import example, given, settings
+import tiktoken
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tiktoken_ext.openai_public import r50k_pat_str
 
-from gpt2_lit import bpe, gpt2_tokenizer
-from gpt2_lit.bpe import GPT2_END_OF_TEXT, RANKS_FILE, token_array
+from gpt2_lit import SimpleTokenizerV1, SimpleTokenizerV2, bpe, gpt2_tokenizer
+from gpt2_lit.bpe import GPT2_END_OF_TEXT, RANKS_FILE, token_array, tokenizer_hash
 from gpt2_lit.corpus import SHIPPED_TEXT
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
-# Half of it where GPT-2's split has its rules: blanks, contractions, numbers, the end of text; and lone surrogates.
+# Half of it where GPT-2's split has its rules: blanks, contractions, numbers, the end of text; lone surrogates; and
+# letters and numbers that are new in Unicode 17, which one library knows and the other may not.
 BLANKS = [" ", "  ", "\n", "\n\n", "\t", "\u00a0", "\u2028", "\x1c"]
 WORDS = ["a", "The", "'s", "'ll", "12", "e\u0301", "\u4e2d", "\U0001f407", "'", "--", "!?", "<|endoftext|>", "<|endof"]
 ODD = ["\ud83d", "\udc07", "\ufeff", "\x00"]
-PARTS = st.sampled_from([*BLANKS, *WORDS, *ODD])
+NEW = ["\u088f", "\u0c5c", "\ua7d2", "\U00010940", "\U00011de0", "\U00018d80", "\U000323b0", "\U00033479"]
+PARTS = st.sampled_from([*BLANKS, *WORDS, *ODD, *NEW])
 TEXTS = st.lists(st.one_of(PARTS, st.text(st.characters(), max_size=5)), max_size=30).map("".join)
+
+ALL_CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+NEEDS_GIGATOKEN = pytest.mark.skipif(
+    not importlib.util.find_spec("gigatoken"), reason="gigatoken is not installed: pip install 'gpt2-lit[fast]'"
+)
+
+
+@pytest.fixture(params=[pytest.param("gigatoken", marks=NEEDS_GIGATOKEN), "tiktoken"])
+def library(request, monkeypatch):
+    """Encodes with gigatoken, and as where it is absent."""
+    if request.param == "tiktoken":
+        monkeypatch.setattr(bpe, "_gigatoken", lambda: None)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fast():
+    """gigatoken, asked about every character."""
+    fast = bpe._Gigatoken()
+    fast.trusts("".join(ALL_CHARACTERS))
+    return fast
+
+
+@pytest.fixture(scope="module")
+def trusted(fast):
+    """The characters with which gigatoken is trusted."""
+    return [character for character in ALL_CHARACTERS if fast._trusted[ord(character)]]
 
 
 def rank_of() -> dict[bytes, int]:
@@ -106,14 +140,93 @@ def test_it_works_without_a_network_and_without_a_cache(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@given(TEXTS)
-@example("")
-@example("\ud83d\udc07 \ud83d")
-@settings(deadline=None, max_examples=300)
-def test_token_array_has_the_ids_of_encode_ordinary_for_any_text(text):
+@given(text=TEXTS)
+@example(text="")
+@example(text="\ud83d\udc07 \ud83d")
+@example(text="\u088f's")
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_token_array_has_the_ids_of_encode_ordinary_for_any_text(library, text):
     ids = token_array(gpt2_tokenizer(), text)
     assert ids.tolist() == gpt2_tokenizer().encode_ordinary(text)
     assert ids.dtype == np.uint16
+
+
+@NEEDS_GIGATOKEN
+@given(text=TEXTS, shift=st.integers(0, 63))
+@settings(deadline=None, max_examples=300)
+def test_gigatoken_has_the_ids_of_tiktoken_wherever_its_blocks_of_64_bytes_begin(fast, text, shift):
+    text = "x" * shift + "".join(character for character in text if fast.trusts(character)) * 5
+    assert fast.encode(text).tolist() == gpt2_tokenizer().encode_ordinary(text)
+
+
+@NEEDS_GIGATOKEN
+def test_the_trusted_characters_are_those_that_both_libraries_put_into_the_same_class(trusted, tmp_path):
+    import gigatoken
+
+    # GPT-2's split knows letters, numbers, whitespace and all others. Here a character's last byte merges with an a, a
+    # 1, a line end or a ! that the split leaves together with it, so that the ids tell its class.
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes([last, ord(behind)]) for last in range(0x80, 0xC0) for behind in "a1\n!"]
+    path = tmp_path / "classes.tiktoken"
+    path.write_bytes(b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens)))
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    slow = tiktoken.Encoding("classes", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    quick = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer="gpt2", special_tokens={})
+
+    def classes_differ(characters):
+        text = "".join([f"{character}a {character}1 {character}! {character}\n\n." for character in characters])
+        return not np.array_equal(quick.encode(text), slow.encode_to_numpy(text))
+
+    assert slow.encode("\u00e9a 1") == [0xC3, tokens.index(b"\xa9a"), ord(" "), ord("1")]
+    assert not classes_differ(trusted)
+    assert all(map(classes_differ, set(ALL_CHARACTERS) - set(trusted)))
+    # 4,657 letters and numbers are new in Unicode 17.
+    assert len(trusted) > len(ALL_CHARACTERS) - 10_000
+
+
+@NEEDS_GIGATOKEN
+@pytest.mark.parametrize("neighbourhood", ["{}", " {} ", "a{}e", "1{}2", "'{}'t", "\u4e2d{}\u4e2d"])
+def test_every_trusted_character_has_tiktokens_ids_in_any_neighbourhood(fast, trusted, neighbourhood):
+    text = "".join(map(neighbourhood.format, trusted))
+    assert np.array_equal(fast.encode(text), gpt2_tokenizer().encode_to_numpy(text, disallowed_special=()))
+
+
+@NEEDS_GIGATOKEN
+def test_a_text_with_a_character_that_is_not_trusted_is_left_to_tiktoken(fast, trusted):
+    for character in ["\ud83d", "\udc07", *(set(ALL_CHARACTERS) - set(trusted))]:
+        text = f"one {character}'s"
+        assert fast.encode(text) is None
+        assert token_array(gpt2_tokenizer(), text).tolist() == gpt2_tokenizer().encode_ordinary(text)
+
+
+@NEEDS_GIGATOKEN
+def test_the_text_of_trusted_characters_is_left_to_gigatoken(monkeypatch):
+    text = "Na\u00efve \u4e2d\u6587 \U0001f407"
+    before = token_array(gpt2_tokenizer(), text)  # asks about the characters
+    monkeypatch.delattr(bpe, "_tiktoken_ids")
+    assert np.array_equal(token_array(gpt2_tokenizer(), text), before)
+
+
+@NEEDS_GIGATOKEN
+def test_gigatoken_is_loaded_anew_before_it_has_met_too_many_words(monkeypatch):
+    monkeypatch.setattr(bpe, "_GIGATOKEN_CHARS", 10)
+    fast = bpe._Gigatoken()
+    loaded = []
+    for _ in range(5):
+        assert fast.encode("some six ").tolist() == gpt2_tokenizer().encode_ordinary("some six ")
+        loaded.append(fast._tokenizer)
+    assert [a is b for a, b in pairwise(loaded)] == [True, False, True, False]
+
+
+def test_another_version_of_gigatoken_is_left_unused_and_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"gigatoken": "0.11.2"}.__getitem__)
+    with pytest.warns(UserWarning, match=r"gigatoken 0\.11\.2 is not used, because gpt2_lit was tested with 0\.10\.x"):
+        assert bpe._gigatoken.__wrapped__() is None
+
+
+def test_where_gigatoken_is_absent_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    assert bpe._gigatoken.__wrapped__() is None
 
 
 @given(TEXTS, st.integers(min_value=1, max_value=20))
@@ -125,20 +238,79 @@ def test_a_text_cut_into_pieces_has_the_ids_of_the_whole(text, size):
     assert encoded == gpt2_tokenizer().encode_ordinary(text)
 
 
-def test_pieces_end_at_the_first_blank_behind_their_size():
-    assert list(bpe._pieces("ab cd  ef\n gh ij", 3)) == ["ab cd", "  ef\n gh", " ij"]
+def test_pieces_end_at_the_first_safe_cut_behind_their_size():
+    assert list(bpe._pieces("ab cd  ef\n\n gh ij", 3)) == ["ab cd", "  ef", "\n\n gh", " ij"]
 
 
-def test_a_text_of_several_pieces_has_the_ids_of_encode_ordinary():
+def test_a_text_of_several_pieces_has_the_ids_of_encode_ordinary(library):
     text = SHIPPED_TEXT.read_text(encoding="utf-8") * 60
     assert len(list(bpe._pieces(text))) == 4
     assert token_array(gpt2_tokenizer(), text).tolist() == gpt2_tokenizer().encode_ordinary(text)
 
 
-def test_end_of_text_in_a_text_stays_text():
+def test_end_of_text_in_a_text_stays_text(library):
     ids = token_array(gpt2_tokenizer(), "one<|endoftext|>two").tolist()
     assert ids == [505, 27, 91, 437, 1659, 5239, 91, 29, 11545]
     assert gpt2_tokenizer().decode(ids) == "one<|endoftext|>two"
+
+
+def test_an_encoding_is_gpt2s_by_what_it_does_and_not_by_its_name():
+    copy = pickle.loads(pickle.dumps(gpt2_tokenizer()))
+    assert copy is not gpt2_tokenizer()
+    assert bpe._is_gpt2(copy)
+    bytewise = tiktoken.Encoding(
+        "gpt2", pat_str=r"(?s).+", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<s>": 70_000}
+    )
+    assert token_array(bytewise, "a <s>").tolist() == [97, 32, 60, 115, 62]
+
+
+def test_a_hash_is_the_same_for_an_equal_tokenizer_in_another_process():
+    code = """
+from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.bpe import tokenizer_hash
+print(tokenizer_hash(gpt2_tokenizer()), tokenizer_hash(SimpleTokenizerV2({"<unk>": 1, "caf\u00e9": 0})))
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "12"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    words = SimpleTokenizerV2({"caf\u00e9": 0, "<unk>": 1})
+    assert done.stdout.split() == [tokenizer_hash(gpt2_tokenizer()), tokenizer_hash(words)]
+    # A copy does not know that its table is the one that was checked.
+    assert tokenizer_hash(pickle.loads(pickle.dumps(gpt2_tokenizer()))) == tokenizer_hash(gpt2_tokenizer())
+
+
+def test_tokenizers_that_do_other_things_have_other_hashes():
+    def encoding(pat_str=r"\w+|\W", swapped=False, special_tokens=()):
+        ranks = {bytes([byte]): byte for byte in range(256)}
+        if swapped:
+            ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
+        return tiktoken.Encoding(
+            "any", pat_str=pat_str, mergeable_ranks=ranks, special_tokens={word: 256 for word in special_tokens}
+        )
+
+    tokenizers = [
+        gpt2_tokenizer(),
+        encoding(),
+        encoding(pat_str=r"\w+|\W+"),
+        encoding(swapped=True),
+        encoding(special_tokens=["<s>"]),
+        encoding(special_tokens=["</s>"]),
+        SimpleTokenizerV1({"a": 0, "<unk>": 1}),
+        SimpleTokenizerV2({"a": 0, "<unk>": 1}),
+        SimpleTokenizerV2({"a": 1, "<unk>": 0}),
+        SimpleTokenizerV2({"b": 0, "<unk>": 1}),
+    ]
+    assert len({tokenizer_hash(tokenizer) for tokenizer in tokenizers}) == len(tokenizers)
+    assert tokenizer_hash(encoding()) == tokenizer_hash(encoding())
+
+
+def test_a_tokenizer_of_another_class_has_no_hash():
+    class Lower(SimpleTokenizerV1):
+        def encode(self, text):
+            return super().encode(text.lower())
+
+    for tokenizer in [Lower({"a": 0}), LetterTokenizer(a=0)]:
+        with pytest.raises(ValueError, match=r"tokenizer_hash knows .*, got a .*(Lower|LetterTokenizer)"):
+            tokenizer_hash(tokenizer)
 
 
 class LetterTokenizer:
