@@ -131,7 +131,7 @@ def tokenizer_hash(tokenizer: Encoder) -> str:
     if type(tokenizer) is tiktoken.Encoding:
         special_tokens = sorted(tokenizer._special_tokens.items())
         parts = ["tiktoken", tokenizer._pat_str, special_tokens, _vocabulary_sha256(tokenizer)]
-    elif type(tokenizer) in (SimpleTokenizerV1, SimpleTokenizerV2):
+    elif type(tokenizer) is SimpleTokenizerV1 or type(tokenizer) is SimpleTokenizerV2:
         parts = [type(tokenizer).__name__, WORD_SPLIT.pattern, _vocabulary_sha256(tokenizer)]
     else:
         raise ValueError(
