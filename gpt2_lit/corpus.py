@@ -704,7 +704,7 @@ def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[
     high = size
     for end in re.finditer(_GUTENBERG_END, tail, re.IGNORECASE | re.ASCII):
         if tail_start + end.start(1) >= low:
-            high = max(tail_start + end.start(), low)
+            high = tail_start + end.start()
     return low, high
 
 

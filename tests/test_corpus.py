@@ -452,6 +452,12 @@ def test_a_text_without_the_markers_stays_whole(tmp_path):
     assert read(tmp_path / "a.txt", strip_gutenberg=True) == [text]
 
 
+def test_a_footer_stands_behind_the_header(tmp_path):
+    start, end = MARKERS[0]
+    (tmp_path / "a.txt").write_text(f"Of another book:\n{end}\n{start}\n{BOOK}")
+    assert read(tmp_path / "a.txt", strip_gutenberg=True) == [BOOK]
+
+
 def test_a_book_without_text_is_an_empty_document(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(MARKERS[0]))
     assert read(tmp_path / "a.txt", strip_gutenberg=True) == []
@@ -508,6 +514,15 @@ def test_each_line_of_json_is_a_document(monkeypatch, tmp_path, texts, line_end,
     assert read_in_ranges(path, shares) == expected
 
 
+def test_a_line_belongs_to_the_range_in_which_it_begins(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')  # 16 bytes each
+    [file] = find_files(tmp_path / "a.jsonl")
+    for span, texts in {(0, 1): ["one"], (0, 16): ["one"], (0, 17): ["one", "two"], (1, 16): []}.items():
+        assert documents(read_pieces(file, PLAIN, *span)) == texts
+    for start, texts in {1: ["two"], 16: ["two"], 17: [], 32: []}.items():
+        assert documents(read_pieces(file, PLAIN, start)) == texts
+
+
 def test_the_text_may_be_in_another_field(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "no", "content": "yes"}\n')
     assert read(tmp_path / "a.jsonl", text_field="content") == ["yes"]
@@ -521,6 +536,7 @@ def test_the_text_may_be_in_another_field(tmp_path):
         ("[" * 100_000, "recursion"),
         ("[1]", "this is a JSON list. Each line must be an object, like {'text': ...}"),
         ("null", "this is a JSON null"),
+        ('\ufeff{"text": "a"}', "this is not JSON (Unexpected UTF-8 BOM"),
         ('{"Text": "a", "id": 1}', "has no field 'text'. It has: Text, id. Did you mean Text? Set data.text_field."),
         ("{}", "has no field 'text'. It has: nothing. Set data.text_field."),
         ('{"text": null}', "the field 'text' must be a string and is null"),
@@ -533,7 +549,7 @@ def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(tmp_pat
     good = '{"text": "\u00e9"}\n\n' * 30_000
     path.write_text(good + line + "\n" + good, encoding="utf-8")
     [file] = find_files(path)
-    for start in (0, len(good.encode()) - 100):
+    for start in (0, len(good.encode()) - 100, len(good.encode())):
         with pytest.raises(ValueError, match=r"a.jsonl, line 60001: ") as caught:
             list(read_pieces(file, PLAIN, start))
         assert message in str(caught.value)
@@ -674,6 +690,9 @@ def test_a_range_of_a_parquet_file_reads_its_row_groups_alone(tmp_path):
     counts = [len(documents(read_pieces(file, PLAIN, *span))) for span in ((0, half), (half, file.size))]
     assert sum(counts) == 10
     assert min(counts) >= 3
+    second = parquet.read_metadata(file.path).row_group(1).column(0).data_page_offset
+    assert len(documents(read_pieces(file, PLAIN, 0, second))) == 1
+    assert len(documents(read_pieces(file, PLAIN, second))) == 9
 
 
 def test_rows_that_are_no_documents_are_named(tmp_path):
@@ -768,10 +787,11 @@ def test_a_state_of_something_else_is_no_dataset(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves ``contents`` by name: as parts if ``ranges``, with the length if ``length``."""
+    """Serves ``contents`` by name: as parts if ``ranges``, with the length if ``length``, packed if ``packs``."""
 
     contents: dict[str, bytes]
     ranges = length = True
+    packs = False
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].lstrip("/")
@@ -786,6 +806,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             raw = raw[int(first) : int(last) + 1]
         else:
             self.send_response(200)
+        if name.endswith(".gz") and self.packs:  # as Apache does it with AddEncoding, asked or not
+            self.send_header("Content-Encoding", "gzip")
+        elif self.packs and "gzip" in self.headers.get("Accept-Encoding", ""):
+            raw = gzip.compress(raw)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("ETag", '"version 1"')
         if self.length:
             self.send_header("Content-Length", str(len(raw)))
@@ -836,6 +861,12 @@ def test_a_server_that_sends_no_parts_is_read_from_the_start(length):
         for spans in ([(0, 9), (9, None)], [(0, 0), (0, 9)]):
             assert documents(piece for span in spans for piece in read_pieces(file, PLAIN, *span)) == [TALE]
         assert max(len(piece.text) for piece in read_pieces(file, PLAIN)) <= 1 << 18
+
+
+def test_a_server_that_packs_what_it_sends_is_asked_not_to():
+    contents = {"a.txt": TALE.encode(), "b.txt.gz": gzip.compress(TALE.encode())}
+    with serve(contents, packs=True) as url:
+        assert read_in_ranges(f"{url}/a.txt", [0.5]) == read(f"{url}/b.txt.gz") == [TALE]
 
 
 def test_compressed_files_and_columns_are_read_from_a_url(tmp_path):
