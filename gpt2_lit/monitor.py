@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpt2_lit.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
+from gpt2_lit.figures import heat_map, line_chart
 from gpt2_lit.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.windows import Batch
 
@@ -209,8 +210,6 @@ class EmbeddingMonitor(Callback):
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in tables.items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
-        from gpt2_lit.figures import heat_map, line_chart
-
         when = f"after {step:,} step{'s' * (step != 1)}"
         expected = expected_norms(self._embedding)["position"]
         by_position = line_chart(
