@@ -13,8 +13,11 @@ format:
 pictures:  ## docs/*.png, from real runs; needs chromium and chromedriver
 	python docs/pictures.py
 
-benchmarks:
+benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
+	python benchmarks/prepare.py
 	python benchmarks/windows.py
 	python benchmarks/batches.py
+	python benchmarks/growth.py
+	python benchmarks/waiting.py
 	python benchmarks/embedding.py
 	python benchmarks/startup.py

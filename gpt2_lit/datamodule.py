@@ -20,18 +20,18 @@ from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens
 from gpt2_lit.token_cache import TokenCache, default_folder, source_name
 from gpt2_lit.token_store import TokenStore
-from gpt2_lit.windows import Batch, DocumentBatch, GPTDatasetV1, as_it_is
+from gpt2_lit.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
 from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
 
 
-class TimedDataLoader(DataLoader[Batch | DocumentBatch]):
+class TimedDataLoader(BatchLoader):
     """A DataLoader that counts how long it let the training wait, in ``seconds_waited``."""
 
     seconds_waited = 0.0
 
-    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:
         asked = time.perf_counter()
         for batch in super().__iter__():
             self.seconds_waited += time.perf_counter() - asked

@@ -1,7 +1,7 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -197,6 +197,20 @@ def _documents(rows: np.ndarray, end_of_text: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(places - document_starts), torch.from_numpy(begins.cumsum(axis=-1))
 
 
+class BatchLoader(DataLoader[Batch | DocumentBatch]):
+    """A DataLoader for a sampler that gives whole batches of indices; in one process it asks the dataset itself.
+
+    torch's iterator, which is for all that a DataLoader can do, takes longer for a small batch than making it.
+    """
+
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
+        if self.num_workers or self.pin_memory:
+            return super().__iter__()
+        # torch draws a seed for its workers, also where it has none: what is drawn after it shall be the same.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        return map(self.dataset.__getitem__, self.sampler)
+
+
 def dataloader_v1(
     txt: str,
     batch_size: int = 3,
@@ -233,7 +247,7 @@ def dataloader_v1(
     dataset = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
     order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
     # batch_size=None hands the dataset a whole list of indices: one gather a batch.
-    return DataLoader(
+    return BatchLoader(
         dataset,
         sampler=BatchSampler(order, batch_size, drop_last),
         batch_size=None,

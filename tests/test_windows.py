@@ -239,6 +239,18 @@ def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle,
     assert loader.num_workers == num_workers
 
 
+def test_a_pass_draws_from_torchs_random_numbers_what_a_dataloader_draws():
+    states = []
+    for loader in (
+        dataloader_v1(STORY, shuffle=True),
+        DataLoader(GPTDatasetV1(STORY, gpt2_tokenizer(), context_size=5, stride=2), batch_size=3, shuffle=True),
+    ):
+        torch.manual_seed(7)
+        assert list(loader)
+        states.append(torch.get_rng_state().tolist())
+    assert states[0] == states[1]
+
+
 @pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
 def test_peter_rabbit_begins_with_the_known_windows():
     inputs, targets = next(iter(dataloader_v1(PETER_RABBIT.read_text(encoding="utf-8"))))
