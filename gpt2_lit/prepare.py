@@ -151,7 +151,6 @@ def prepare(
     _check_folder(store)
     with _at_work_on(store):
         former = _former(store)
-        _delete(store, lambda name: name.endswith(".tmp"))  # of a run that was killed
         plans = plan_shards(files, recipe, _shard_bytes(files, former))
         missing = [plan for plan in plans if not _receipt(store, plan, recipe)]
         if missing:
@@ -324,6 +323,7 @@ def _at_work_on(store: Path) -> Iterator[None]:
         except Timeout:
             _tell(f"{store} is being prepared by another process: waiting for it.")
             lock.acquire()
+        _delete(store, _is_half_done)  # by a run that was killed
         yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:  # the sources have errors of their own, which name the file
@@ -333,6 +333,8 @@ def _at_work_on(store: Path) -> Iterator[None]:
             f"command goes on. {_OTHER_FOLDER}"
         ) from None
     finally:
+        if lock.is_locked:
+            _delete(store, _is_half_done)
         lock.release()
 
 
@@ -373,6 +375,10 @@ def _delete(store: Path, is_needless: Callable[[str], bool]) -> None:
         if _OURS.fullmatch(file.name) and is_needless(file.name):
             with suppress(OSError):  # still in use, where that forbids it: next time, then
                 file.unlink()
+
+
+def _is_half_done(name: str) -> bool:
+    return name.endswith(".tmp")
 
 
 def _changes(store: Path, former: Manifest, now: Manifest, files: Sequence[SourceFile]) -> list[str]:

@@ -44,7 +44,7 @@ class TokenCache(NamedTuple):
             FileNotFoundError: If a file of ids does not exist.
         """
         if _is_raw(source):
-            return open_raw(_raw_files(source), self.token_dtype)
+            return open_raw(_raw_files(source), self.token_dtype, self.recipe.vocab_size)
         if not _is_store(source):
             return open_store(self.place(source))
         (path,) = _source_paths(source)

@@ -16,7 +16,7 @@ like a text, so that a store may lie in a folder of texts.
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ LLMC_DTYPES = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
 
 RAW_DTYPES = ("uint8", "uint16", "uint32", "uint64")  # of files without a header
 
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a raw file, to tell it from another in the same time at any size
+_SAMPLES, _SAMPLE_TOKENS = 64, 2048  # of a raw file, to tell it from another in the same time at any size
 
 
 class StoreError(ValueError):
@@ -261,21 +261,22 @@ def open_store(path: str | os.PathLike) -> TokenStore:
     return TokenStore(str(path), shards, f"{zlib.crc32(contents.encode()):08x}", manifest, (open_store, (str(path),)))
 
 
-def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16") -> TokenStore:
+def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_size: int | None = None) -> TokenStore:
     """Open files of ids as other programs write them, one shard each: nanoGPT's and llm.c's ``.bin``.
 
     Args:
         paths: The files, in reading order.
         dtype: Type of the ids in files without a header: uint8, uint16 (nanoGPT), uint32 or uint64. llm.c's header
             tells it.
+        vocab_size: What all ids should be below; looked at in samples, which a wrong type mostly fails.
 
     Raises:
-        StoreError: If a file is empty, cut off, or of a size that is not whole ids.
+        StoreError: If a file is empty, cut off, or of a size that is not whole ids; if an id is too high.
         ValueError: If the type is another.
     """
     if dtype not in RAW_DTYPES:
         raise ValueError(f"token_dtype must be one of {', '.join(RAW_DTYPES)}, got {dtype!r}. Set data.token_dtype.")
-    shards, samples = [], 0
+    shards, checksum = [], 0
     for path in map(Path, paths):
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", 3)
@@ -292,16 +293,19 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16") -> Token
                 "Set data.token_dtype to the type it was written with."
             )
         shards.append(_map(path, ids, count, offset))
-        step = max((size - _SAMPLE_BYTES) // (_SAMPLES - 1), 1)
-        with open(path, "rb") as file:
-            for start in range(0, max(size - _SAMPLE_BYTES, 0) + 1, step):
-                file.seek(start)
-                samples = zlib.crc32(file.read(_SAMPLE_BYTES), samples)
-        samples = zlib.crc32(str(size).encode(), samples)
+        for sample in _samples(shards[-1]):
+            checksum = zlib.crc32(sample.data, checksum)
+            if vocab_size and sample.max() >= vocab_size:
+                raise StoreError(
+                    f"{path} read as {ids.name} has the id {sample.max()}, and the vocabulary ends at "
+                    f"{vocab_size - 1}. Set data.token_dtype to the type it was written with, or write it with this "
+                    "tokenizer."
+                )
+        checksum = zlib.crc32(f"{count} {ids}".encode(), checksum)
     if len({shard.dtype for shard in shards}) > 1:
         raise StoreError(f"the files have ids of different types: {', '.join(str(path) for path in paths[:5])}.")
     names = tuple(str(Path(path).absolute()) for path in paths)
-    return TokenStore(names[0], shards, f"{samples:08x}", None, (open_raw, (names, dtype)))
+    return TokenStore(names[0], shards, f"{checksum:08x}", None, (open_raw, (names, dtype)))
 
 
 class Damage(NamedTuple):
@@ -423,6 +427,12 @@ def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray
         return np.empty(0, dtype)
     # As a plain array: a memmap's slices cost three times as long.
     return np.asarray(np.memmap(path, dtype, mode="r", offset=offset, shape=(count,)))
+
+
+def _samples(shard: np.ndarray) -> Iterator[np.ndarray]:
+    behind = max(len(shard) - _SAMPLE_TOKENS, 0)
+    for start in range(0, behind + 1, max(behind // (_SAMPLES - 1), 1)):
+        yield shard[start : start + _SAMPLE_TOKENS]
 
 
 def _neighbours(ends: np.ndarray, position: int) -> np.ndarray:

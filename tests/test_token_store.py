@@ -279,6 +279,22 @@ def test_a_type_that_holds_no_ids_is_refused(tmp_path, dtype):
         open_raw([tmp_path / "x.bin"], dtype)
 
 
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    ids = np.zeros(100_000, "<u2")
+    ids[-1] = 60_000
+    ids.tofile(tmp_path / "train.bin")
+    assert len(open_raw([tmp_path / "train.bin"])) == 100_000
+    with pytest.raises(
+        StoreError, match=r"train.bin read as uint16 has the id 60000, and the vocabulary ends at 50256"
+    ):
+        open_raw([tmp_path / "train.bin"], vocab_size=GPT2)
+    ids[-1] = 3
+    ids.tofile(tmp_path / "train.bin")
+    open_raw([tmp_path / "train.bin"], vocab_size=GPT2)
+    with pytest.raises(StoreError, match=r"read as uint32 has the id 196608.* Set data.token_dtype"):
+        open_raw([tmp_path / "train.bin"], "uint32", vocab_size=GPT2)
+
+
 def test_files_of_two_types_are_refused(tmp_path):
     paths = [llmc(tmp_path / "a.bin", [1]), llmc(tmp_path / "b.bin", [1], 20240801, "<u4")]
     with pytest.raises(StoreError, match="ids of different types"):
