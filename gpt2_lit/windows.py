@@ -149,6 +149,7 @@ class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
             lowest = windows.min()
             if not -num_windows <= lowest <= windows.max() < num_windows:
                 raise IndexError(f"there is no window {index}: the dataset has {num_windows}, from 0.")
+            windows = windows.astype(np.int64, copy=False)  # places among the tokens are beyond smaller types
             if lowest < 0:
                 windows = windows % num_windows
         rows = self._rows[self._rows_of(windows)]
