@@ -122,7 +122,7 @@ class GPTDataModule(LightningDataModule):
         cache_dir: str | os.PathLike | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
-        token_dtype: Literal["uint16", "uint32", "int32"] = "uint16",
+        token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
     ) -> None:
         super().__init__()
         if tokenizer not in TOKENIZERS:
