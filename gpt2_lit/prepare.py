@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
-from gpt2_lit.corpus import Source, SourceFile, TextOptions, find_files, no_text_error, read_pieces
+from gpt2_lit.corpus import Source, SourceFile, find_files, is_url
+from gpt2_lit.documents import TextOptions, no_text_error, read_pieces
 from gpt2_lit.token_store import (
     DOCUMENTS_DTYPE,
     FORMAT_VERSION,
@@ -84,7 +85,7 @@ class Part(NamedTuple):
     @property
     def identity(self) -> list[Any]:
         """What is another when the text may be another."""
-        path = self.file.path if "://" in self.file.path else os.path.abspath(self.file.path)
+        path = self.file.path if is_url(self.file.path) else os.path.abspath(self.file.path)
         return [path, self.file.size, self.file.stamp, self.start, self.stop]
 
     @property
