@@ -22,12 +22,17 @@ _END = sys.maxsize  # of a file, wherever it is
 _ROWS = 64  # of a column, made strings at a time
 _GUTENBERG_WINDOW = 1 << 17  # bytes at both ends of a book in which its markers are looked for; the licence has 19,000
 
-# SAFE_CUT in bytes of UTF-8: a space behind anything but the whitespace of str.isspace(). The space comes first in the
-# pattern, as bytes that may be searched for are found fastest.
-_CUT = (
-    rb" (?<![\t-\r\x1c-\x20] )(?<!\xc2[\x85\xa0] )(?<!\xe1\x9a\x80 )"
-    rb"(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf] )(?<!\xe2\x81\x9f )(?<!\xe3\x80\x80 )"
+# SAFE_CUT in bytes of UTF-8: a space or line end behind anything but the whitespace of str.isspace(). It comes first in
+# the pattern, as bytes that may be searched for are found fastest.
+_WHITESPACE = (
+    rb"[\t-\r\x1c-\x20]",
+    rb"\xc2[\x85\xa0]",
+    rb"\xe1\x9a\x80",
+    rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]",
+    rb"\xe2\x81\x9f",
+    rb"\xe3\x80\x80",
 )
+_CUT = rb"[ \r\n]" + b"".join(rb"(?<!%b[ \r\n])" % whitespace for whitespace in _WHITESPACE)
 _FIRST_CUT = re.compile(_CUT)
 _LAST_CUT = re.compile(rb"(?s:.*)" + _CUT)
 _LOOK_BEHIND = 3  # bytes in front of a place that tell whether it is a cut: the longest whitespace
@@ -86,9 +91,9 @@ def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: in
 
     Ranges that tile a file give together what the whole file gives, document by document, whatever their borders: each
     begins at the first place to cut at or behind ``start``, and ends at the first at or behind ``stop``. These places
-    are in a text each space behind a non-blank character, which never changes a token of GPT-2; in lines of JSON the
-    beginning of each line; in Parquet that of each row group. Of a file that cannot be cut, the range that starts at 0
-    gives everything.
+    are in a text each space and line end behind a character that is no whitespace, in front of which a cut never
+    changes a token of GPT-2; in lines of JSON the beginning of each line; in Parquet that of each row group. Of a file
+    that cannot be cut, the range that starts at 0 gives everything.
 
     Memory: a few pieces, some pages of Parquet, a batch of Arrow. A text without a place to cut is kept until one
     comes, up to 64 MiB; a line of JSON likewise.
@@ -226,12 +231,12 @@ class _Cuts(NamedTuple):
     way_out: str
 
 
-def _first_space(data: bytearray, at: int) -> int | None:
+def _first_gap(data: bytearray, at: int) -> int | None:
     cut = _FIRST_CUT.search(data, at)
     return cut.start() if cut else None
 
 
-def _last_space(data: bytearray, behind: int) -> int | None:
+def _last_gap(data: bytearray, behind: int) -> int | None:
     cut = _LAST_CUT.match(data, behind)
     return cut.end() - 1 if cut else None
 
@@ -244,7 +249,7 @@ def _last_line(data: bytearray, behind: int) -> int | None:
     return data.rfind(b"\n", behind) + 1 or None
 
 
-_SPACES = _Cuts(_first_space, _last_space, "has no space behind a character to cut at. Put spaces or documents apart")
+_GAPS = _Cuts(_first_gap, _last_gap, "has no space or line end behind a character to cut at. Break it into lines")
 _LINES = _Cuts(_first_line, _last_line, "is one line. Make it several, one document each")
 
 
@@ -299,7 +304,7 @@ def _segments(
 
 def _read_text(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
     low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, _SPACES, start, stop, low, high):
+    for position, data, is_last in _segments(file, _GAPS, start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)

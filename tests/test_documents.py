@@ -17,7 +17,7 @@ from pyarrow import parquet
 from test_corpus import needs_permissions, serve
 
 from gpt2_lit import documents
-from gpt2_lit.bpe import SAFE_CUT
+from gpt2_lit.bpe import SAFE_CUT, gpt2_tokenizer
 from gpt2_lit.corpus import SHIPPED_TEXT, find_files
 from gpt2_lit.documents import Document, Piece, TextOptions, no_text_error, read_documents, read_pieces
 
@@ -101,37 +101,68 @@ def test_a_text_is_what_pythons_text_mode_reads_in_whatever_ranges(monkeypatch, 
 
 @given(TEXTS, st.integers(1, 10), PLACES)
 @MANY
-def test_a_text_is_cut_only_in_front_of_a_space_behind_a_character(monkeypatch, tmp_path, text, size, shares):
+def test_a_text_is_cut_only_in_front_of_a_space_or_line_end_behind_a_character(
+    monkeypatch, tmp_path, text, size, shares
+):
     monkeypatch.setattr(documents, "_PIECE", size)
     path = tmp_path / "any.txt"
     path.write_text(text, encoding="utf-8", newline="")
     [file] = find_files(path)
     borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
-    position = 0
+    position, ids = 0, []
+    whole = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     for start, stop in pairwise(borders):
         for piece in read_pieces(file, PLAIN, start, stop):
-            whole = path.read_text(encoding="utf-8").removeprefix("\ufeff")
             assert whole[position : position + len(piece.text)] == piece.text
             assert position == 0 or SAFE_CUT.match(whole, position)
             position += len(piece.text)
+            ids += gpt2_tokenizer().encode_ordinary(piece.text)
+    assert ids == gpt2_tokenizer().encode_ordinary(whole)
 
 
-def test_bytes_are_cut_behind_exactly_those_characters_behind_which_text_is_cut():
+@given(st.lists(LINE_ENDS | WORDS | st.just(" "), max_size=12).map("".join), st.integers(1, 6))
+@settings(MANY, max_examples=60)
+def test_two_ranges_give_a_text_of_many_line_ends_whichever_byte_is_between_them(monkeypatch, tmp_path, text, size):
+    monkeypatch.setattr(documents, "_PIECE", size)
+    path = tmp_path / "any.txt"
+    path.write_bytes(text.encode())
+    expected = [path.read_text(encoding="utf-8")] if text else []
+    [file] = find_files(path)
+    for border in range(file.size + 1):
+        assert joined([*read_pieces(file, PLAIN, 0, border), *read_pieces(file, PLAIN, border)]) == expected
+
+
+@pytest.mark.parametrize("gap", [" ", "\n", "\r", "\r\n", "\n ", "\t"])
+def test_bytes_are_cut_behind_exactly_those_characters_behind_which_text_is_cut(gap):
     characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
-    text = "".join(f"{character} " for character in characters)
+    text = "".join(f"{character}{gap}" for character in characters)
     assert SAFE_CUT.sub("|", text).encode() == documents._FIRST_CUT.sub(b"|", text.encode())
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
+def test_a_text_without_spaces_is_cut_at_its_line_ends(tmp_path, monkeypatch, line_end):
+    monkeypatch.setattr(documents, "_LONGEST", 1 << 18)
+    path = tmp_path / "a.txt"
+    lines = ["\u4e2d\u6587" * 20] * 10_000
+    path.write_bytes(line_end.join(lines).encode())  # 1.2 MB
+    assert read(path) == read_in_ranges(path, [0.3, 0.6]) == ["\n".join(lines)]
+    [file] = find_files(path)
+    pieces = list(read_pieces(file, PLAIN))
+    assert max(len(piece.text) for piece in pieces) <= 1 << 17
+    assert all(piece.text.startswith("\n\u4e2d") for piece in pieces[1:])
+
+
 def test_each_range_begins_at_the_first_place_to_cut_at_or_behind_its_start(tmp_path):
-    (tmp_path / "a.txt").write_text("one two  three\n four")  # may be cut at 3 and 7
+    (tmp_path / "a.txt").write_bytes(b"one two  three\r\n four")  # may be cut at 3, 7 and 14
     [file] = find_files(tmp_path / "a.txt")
 
     def text(start: int, stop: int | None = None) -> str:
         return "".join(piece.text for piece in read_pieces(file, PLAIN, start, stop))
 
     assert [text(start) for start in (0, 1, 3)] == ["one two  three\n four", *[" two  three\n four"] * 2]
-    assert [text(start) for start in (4, 7, 8, 15)] == [*["  three\n four"] * 2, "", ""]
-    assert [text(0, stop) for stop in (0, 1, 3, 4, 8)] == ["", "one", "one", "one two", "one two  three\n four"]
+    assert [text(start) for start in (4, 7, 8, 14, 15)] == [*["  three\n four"] * 2, *["\n four"] * 2, ""]
+    assert [text(0, stop) for stop in (0, 1, 3, 4, 8)] == ["", "one", "one", "one two", "one two  three"]
+    assert [text(0, stop) for stop in (14, 15)] == ["one two  three", "one two  three\n four"]
     assert [text(1, stop) for stop in (1, 3, 4)] == ["", "", " two"]
 
 
@@ -193,7 +224,7 @@ def test_text_without_a_place_to_cut_is_one_piece_up_to_a_limit_that_is_said(tmp
     [file] = find_files(path)
     assert max(len(piece.text) for piece in read_pieces(file, PLAIN)) >= 1_000_000
     monkeypatch.setattr(documents, "_LONGEST", 1 << 19)
-    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space behind" in first_error(path)
+    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space or line end behind" in first_error(path)
     path.with_suffix(".jsonl").write_text(json.dumps({"text": "word " * 200_000}))
     assert "byte 0 is longer than 0 MiB and is one line" in first_error(path.with_suffix(".jsonl"))
 
