@@ -5,7 +5,8 @@ The way of the data, one file a step; each imports only files above it:
     text
      |   word_tokenizer.py   text -> words -> ids
      |   bpe.py              text -> GPT-2 ids
-     |   corpus.py           paths -> documents
+     |   corpus.py           paths -> files
+     |   documents.py        files -> documents
      |   prepare.py          documents -> tokens on disk; token_store.py has their format, token_cache.py their place
      v
     tokens (N,)

@@ -28,8 +28,9 @@ GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
 GPT2_END_OF_TEXT = 50256  # stands between two documents
 
 # GPT-2's split pattern has no piece with whitespace behind non-whitespace, so a text that is cut in front of such a
-# blank or line end has the ids of the whole. A cut anywhere else, even behind a blank line, can change them.
-SAFE_CUT = re.compile(r"(?<=\S)[ \n]")
+# blank or line end has the ids of the whole. A cut anywhere else, even behind a blank line, can change them. Nothing
+# parts "\r\n", as "\r" is whitespace itself.
+SAFE_CUT = re.compile(r"(?<=\S)[ \r\n]")
 _PIECE_CHARS = 1 << 18  # characters encoded at a time: bounds the extra memory to a few MB
 
 _GIGATOKEN_TESTED = "0.10."  # the versions whose ids the tests have compared; as in pyproject.toml

@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from gpt2_lit.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
-from gpt2_lit.corpus import Source, TextOptions, find_files, read_pieces
+from gpt2_lit.corpus import Source, find_files
+from gpt2_lit.documents import TextOptions, read_pieces
 from gpt2_lit.order import ORDER_VERSION, Position, Shuffle, WindowSampler
 from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens

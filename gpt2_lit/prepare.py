@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
-from gpt2_lit.corpus import Source, SourceFile, TextOptions, find_files, no_text_error, read_pieces
+from gpt2_lit.corpus import Source, SourceFile, find_files, is_url
+from gpt2_lit.documents import TextOptions, no_text_error, read_pieces
 from gpt2_lit.token_store import (
     DOCUMENTS_DTYPE,
     FORMAT_VERSION,

@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from gpt2_lit.corpus import TextOptions
+    from gpt2_lit.documents import TextOptions
     from gpt2_lit.prepare import Recipe
     from gpt2_lit.prepare import prepare as make_store
 
