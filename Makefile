@@ -14,6 +14,7 @@ pictures:  ## docs/tensorboard.png, from a real run; needs chromium and chromedr
 	python docs/pictures.py
 
 benchmarks:
+	python benchmarks/encode.py
 	python benchmarks/windows.py
 	python benchmarks/batches.py
 	python benchmarks/embedding.py
