@@ -14,6 +14,7 @@ pictures:  ## docs/*.png, from real runs; needs chromium and chromedriver
 	python docs/pictures.py
 
 benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
+	python benchmarks/encode.py
 	python benchmarks/prepare.py
 	python benchmarks/windows.py
 	python benchmarks/batches.py

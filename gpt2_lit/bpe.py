@@ -31,7 +31,7 @@ GPT2_END_OF_TEXT = 50256  # stands between two documents
 # blank or line end has the ids of the whole. A cut anywhere else, even behind a blank line, can change them. Nothing
 # parts "\r\n", as "\r" is whitespace itself.
 SAFE_CUT = re.compile(r"(?<=\S)[ \r\n]")
-_PIECE_CHARS = 1 << 18  # characters encoded at a time: bounds the extra memory to a few MB
+_PIECE_CHARS = 1 << 16  # characters encoded at a time: bounds the extra memory to about 1 MB
 
 _GIGATOKEN_TESTED = "0.10."  # the versions whose ids the tests have compared; as in pyproject.toml
 # gigatoken keeps every different word that it has met, about 100 bytes each, and never forgets one. A fresh one every
@@ -221,11 +221,10 @@ class _Gigatoken:
     # A symbol takes the apostrophe along and leaves the s alone; whitespace makes one token of two line ends; a letter
     # could merge with the a, a number with the 1.
     NEIGHBOURHOODS = "a{0}1{0}'s\n\n{0}\n"
-    PAGE = 256  # characters asked about at a time, in a fraction of a millisecond
 
     def __init__(self) -> None:
         self._trusted = np.zeros(sys.maxunicode + 1, dtype=bool)
-        self._asked: set[int] = set()  # pages
+        self._distrusted: set[int] = set()
         self._load()
 
     def _load(self) -> None:
@@ -253,19 +252,20 @@ class _Gigatoken:
         trusted = self._trusted.take(codes, mode="clip")  # none is out of bounds: clip only spares the check
         if trusted.all():
             return True
-        new_pages = set((codes[~trusted] // self.PAGE).tolist()) - self._asked
-        for page in new_pages:
-            self._ask(page)
-        return bool(new_pages) and bool(self._trusted[codes].all())
+        strangers = set(codes[~trusted].tolist())
+        if strangers.isdisjoint(self._distrusted):
+            self._ask_about(list(strangers))
+        return strangers.isdisjoint(self._distrusted)
 
-    def _ask(self, page: int) -> None:
-        codes = range(page * self.PAGE, (page + 1) * self.PAGE)
-        texts = [self.NEIGHBOURHOODS.format(chr(code)) for code in codes]
-        if self._agrees_on("".join(texts)):
+    def _ask_about(self, codes: list[int]) -> None:
+        if self._agrees_on("".join([self.NEIGHBOURHOODS.format(chr(code)) for code in codes])):
             self._trusted[codes] = True
+        elif len(codes) == 1:
+            self._distrusted.update(codes)
         else:
-            self._trusted[codes] = [self._agrees_on(text) for text in texts]
-        self._asked.add(page)
+            half = len(codes) // 2
+            self._ask_about(codes[:half])
+            self._ask_about(codes[half:])
 
     def _agrees_on(self, text: str) -> bool:
         return np.array_equal(self._tokenizer.encode(text), _tiktoken_ids(gpt2_tokenizer(), text))

@@ -238,7 +238,7 @@ def encode_shard(
 
 def _absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
     """The same files from whatever folder they were named."""
-    files = [file if "://" in file.path else file._replace(path=os.path.abspath(file.path)) for file in files]
+    files = [file if is_url(file.path) else file._replace(path=os.path.abspath(file.path)) for file in files]
     return sorted(files, key=lambda file: file.path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2_lit.bpe import tokenizer_hash
-from gpt2_lit.corpus import SHIPPED_TEXT, Source
+from gpt2_lit.corpus import SHIPPED_TEXT, Source, is_url
 from gpt2_lit.prepare import Prepared, Recipe, prepare
 from gpt2_lit.token_store import StoreError, TokenStore, is_store, open_raw, open_store
 
@@ -32,7 +32,7 @@ class TokenCache(NamedTuple):
 
     def place(self, source: Source | None) -> Path:
         """The folder of a text's tokens: another for each source, tokenizer and way of reading it."""
-        places = [path if "://" in path else os.path.abspath(path) for path in _source_paths(source)]
+        places = [path if is_url(path) else os.path.abspath(path) for path in _source_paths(source)]
         name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places, default="")))[:40]
         return self.folder / f"{name}-{self.recipe.key(sorted(places))}"
 

@@ -49,7 +49,8 @@ def library(request, monkeypatch):
 def fast():
     """gigatoken, asked about every character."""
     fast = bpe._Gigatoken()
-    fast.trusts("".join(ALL_CHARACTERS))
+    for start in range(0, len(ALL_CHARACTERS), 256):
+        fast.trusts("".join(ALL_CHARACTERS[start : start + 256]))
     return fast
 
 
@@ -243,8 +244,8 @@ def test_pieces_end_at_the_first_safe_cut_behind_their_size():
 
 
 def test_a_text_of_several_pieces_has_the_ids_of_encode_ordinary(library):
-    text = SHIPPED_TEXT.read_text(encoding="utf-8") * 60
-    assert len(list(bpe._pieces(text))) == 4
+    text = SHIPPED_TEXT.read_text(encoding="utf-8") * 15
+    assert len(list(bpe._pieces(text))) > 3
     assert token_array(gpt2_tokenizer(), text).tolist() == gpt2_tokenizer().encode_ordinary(text)
 
 
