@@ -17,4 +17,5 @@ benchmarks:
 	python benchmarks/windows.py
 	python benchmarks/batches.py
 	python benchmarks/embedding.py
+	python benchmarks/step.py
 	python benchmarks/startup.py
