@@ -21,4 +21,5 @@ benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
 	python benchmarks/growth.py
 	python benchmarks/waiting.py
 	python benchmarks/embedding.py
+	python benchmarks/step.py
 	python benchmarks/startup.py

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import in_fresh_process, in_turns, print_table, print_versions, seconds_per_call
+from _measure import in_fresh_process, in_turns, print_table, print_versions
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingModule
@@ -21,11 +20,10 @@ from gpt2_lit import EmbeddingModule
 VOCAB_SIZE = 50257
 # Windows in a batch, tokens in a window, numbers in a vector: GPT-2 small, a small model, the default run.
 SHAPES = ((8, 1024, 768), (64, 128, 256), (8, 32, 64))
-REPEATS = 9
-SECONDS = 0.1  # at least, of one measurement
+REPEATS = 25
 
 # Tokens, numbers in a vector, and how often: the default run, a window of GPT-2 small, its batch of eight.
-HEADS = ((256, 64, 15), (1024, 768, 2), (8192, 768, 1))
+HEADS = ((256, 64, 9), (1024, 768, 2), (8192, 768, 1))
 CHUNKED_AT_MOST = 256  # tokens that F.linear_cross_entropy gets in chunks: at 1,024 x 768 it takes 11 s and more
 
 # Whether glibc hands the memory of a gradient back, and must fetch it anew page by page at the next step, hangs on its
@@ -69,7 +67,18 @@ def forward_and_backward(module: Callable, tables: nn.Module, input_ids: Tensor,
     module(input_ids).backward(gradient)
 
 
-def embedding_rows(batch_size: int, context_size: int, embed_dim: int, num_threads: int, compiled: bool) -> list[Any]:
+def seconds_of(call: Callable[[], object], num_threads: int) -> float:
+    """Seconds of the second of two calls: those of computing, of one thread, of which other programs take none."""
+    clock = time.process_time if num_threads == 1 else time.perf_counter
+    call()
+    begun = clock()
+    call()
+    return clock() - begun
+
+
+def embedding_rows(
+    batch_size: int, context_size: int, embed_dim: int, num_threads: int, compiled: bool
+) -> list[list[str]]:
     """The modules at one shape, in turns; for scale a copy of their output, and a new gradient full of zeros."""
     torch.manual_seed(0)
     torch.set_num_threads(num_threads)
@@ -88,10 +97,10 @@ def embedding_rows(batch_size: int, context_size: int, embed_dim: int, num_threa
         for step in (forward, forward_and_backward):
             step(module, tables, input_ids, gradient)
             calls[step.__name__, name] = partial(step, module, tables, input_ids, gradient)
-    measurements = {name: partial(seconds_per_call, call, SECONDS) for name, call in calls.items()}
+    measurements = {name: partial(seconds_of, call, num_threads) for name, call in calls.items()}
     ms = {name: 1e3 * median(repeats) for name, repeats in in_turns(measurements, REPEATS).items()}
 
-    rows = []
+    rows: list[list[str]] = []
     shape = f"{batch_size} x {context_size} x {embed_dim}{', compiled' if compiled else ''}"
     for step, scale in (("forward", "copy"), ("forward_and_backward", "zeros")):
         ours, textbook, others = (ms[step, name] for name in kinds)
@@ -127,9 +136,9 @@ HEAD_WAYS = {
 
 
 def head(way: str, num_tokens: int, embed_dim: int, num_calls: int) -> tuple[float, float]:
-    """Seconds of a loss with its backward, and the megabytes that the process grew by."""
+    """Seconds of computing for a loss with its backward, and the megabytes that the process grew by."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     embedding = EmbeddingModule(VOCAB_SIZE, embed_dim, 1)
     hidden = torch.randn(num_tokens, embed_dim, requires_grad=True)
     target_ids = torch.randint(VOCAB_SIZE, (num_tokens,))
@@ -137,9 +146,9 @@ def head(way: str, num_tokens: int, embed_dim: int, num_calls: int) -> tuple[flo
     seconds = []
     for _ in range(num_calls):
         embedding.zero_grad()
-        begun = time.perf_counter()
+        begun = time.process_time()  # on one thread, other programs on the machine do not count
         HEAD_WAYS[way](embedding, hidden, target_ids).backward()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     return median(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
