@@ -296,6 +296,18 @@ def test_the_projector_has_the_most_frequent_tokens_with_labels_on_one_line_and_
         assert vector == pytest.approx(model.embedding.token_embedding.weight[ids[label]].tolist(), abs=1e-5)
 
 
+def test_a_run_that_ends_at_the_same_step_again_replaces_the_projectors_vectors_without_a_word(data, tmp_path, capfd):
+    trainer(tmp_path).fit(stub(data), data)
+    before = projected(tmp_path)
+    model = stub(data, init="normal")
+    trainer(tmp_path).fit(model, data)
+    after = projected(tmp_path)
+    assert after[1:] == before[1:]
+    assert after[0] != before[0]
+    captured = capfd.readouterr()
+    assert "warning" not in captured.out + captured.err
+
+
 @pytest.mark.parametrize(
     ("text", "label"),
     [
