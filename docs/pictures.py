@@ -155,7 +155,6 @@ ATTENTION = [
     "--data.tokenizer=words",
     "--data.stride=1",
     "--data.batch_size=32",
-    "--trainer.max_steps=800",
     "--trainer.limit_val_batches=0",
 ]
 

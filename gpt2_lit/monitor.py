@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +37,11 @@ class EmbeddingMonitor(Callback):
     Curves, every ``trainer.log_every_n_steps`` steps: of the norms of a batch's vectors the 5th and 95th percentile
     (``norm_band/``; the means are ``embedding_norm/``, logged here where the model does not log them itself); the mean
     norm of all rows of each table (``table_norm/``); the norm of each table's gradient, before clipping
-    (``gradient_norm/``); and the share of the vocabulary whose vectors the training has looked up so far
-    (``vocabulary/seen_fraction``; with a tied head the other rows move too, but only away from what is seen). The
-    Custom Scalars tab has the norms in one chart, beside those that the initialisation lets one expect, and a chart
+    (``gradient_norm/``); and the share of the vocabulary that has been an input so far, whose vectors were updated by
+    what the text says (``vocabulary/seen_fraction``; a tied head gives every other row a gradient too). The Custom
+    Scalars tab has the norms in one chart, with those that the initialisation lets one expect in its title, and a chart
     with the band of each. With several processes the values of a batch are means over all processes, of each one's
-    batch, and the share counts the tokens of all.
+    batch, and the share counts the tokens of all. It goes on where a run does.
 
     Pictures, at the start, every ``every_n_steps`` steps and at the end (``embedding_picture/``): histograms of the
     norms, the norm by position, and the cosine similarity of every two positions, or of 256 evenly spaced ones.
@@ -168,7 +169,7 @@ class EmbeddingMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._unhook()
 
-    # Not state_dict, which has no trainer and is asked for by name when the checkpoint is loaded without a monitor.
+    # Not state_dict: to unite takes the trainer, and of a callback's state Lightning warns when it is not wanted.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._unite_seen(trainer)
         checkpoint[STATE] = self._seen.cpu().clone()
@@ -206,8 +207,7 @@ class EmbeddingMonitor(Callback):
         step = self._pictured_step = trainer.global_step
         if not (self._writers and self.every_n_steps and self._writes_tables(trainer)):
             return
-        tables = {kind: table.float() for kind, table in self._tables().items()}
-        norms = {kind: vector_norms(table).cpu().numpy() for kind, table in tables.items()}
+        norms = {kind: vector_norms(table).cpu().numpy() for kind, table in self._tables().items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
         when = f"after {step:,} step{'s' * (step != 1)}"
@@ -220,12 +220,12 @@ class EmbeddingMonitor(Callback):
             "position (tokens)",
             "norm",
         )
-        places, similarity = position_similarity(tables["position"])
+        places, similarity = position_similarity(self._tables()["position"].float())
         similarity_map = heat_map(
             similarity,
             places,
             "Cosine similarity of position vectors",
-            f"{when}; {len(places)} of {len(tables['position']):,} positions",
+            f"{when}; {len(places)} of {self._embedding.context_size:,} positions",
             "position (tokens)",
         )
         for writer in self._writers:
@@ -251,14 +251,12 @@ class EmbeddingMonitor(Callback):
             for token_id, count in zip(most_frequent.tolist(), counts[most_frequent].tolist(), strict=True)
         ]
         header = ["token", f"count in {counts.sum():,} tokens of the corpus"]
+        vectors = principal_components(vectors, PROJECTED_DIMS).double().round(decimals=5)  # short in a text file
         for writer in self._writers:
-            writer.add_embedding(
-                principal_components(vectors, PROJECTED_DIMS).double().round(decimals=5),  # short in a text file
-                labels,
-                metadata_header=header,
-                global_step=trainer.global_step,
-                tag="token_embedding",
-            )
+            with redirect_stdout(None):  # it tells of a run that ended at this step before, which this one replaces
+                writer.add_embedding(
+                    vectors, labels, metadata_header=header, global_step=trainer.global_step, tag="token_embedding"
+                )
 
 
 def find_embedding(model: nn.Module) -> EmbeddingModule:
@@ -396,7 +394,7 @@ def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[
     """The vectors in at most that many numbers: their place along the directions in which they differ most."""
     if vectors.shape[1] <= num_dims:
         return vectors
-    with torch.random.fork_rng(devices=[]):  # the order of magnitude of what it draws is the same, the run's is kept
+    with torch.random.fork_rng(devices=[]):  # it draws the same numbers each time, and none of the run's
         torch.manual_seed(0)
         u, s, _ = torch.pca_lowrank(vectors, q=min(num_dims, len(vectors)))
     return u * s

@@ -54,6 +54,18 @@ def test_a_heat_map_has_text_on_all_sides_and_nothing_touches_the_edge(places):
         assert (edge == 255).all()
 
 
+def test_the_numbers_of_a_heat_map_stand_at_the_middle_of_their_cells_and_its_bar_has_one_on_top():
+    figure = heat_map(np.zeros((4, 4)), np.arange(4), "title", "subtitle", "label")
+    below, aside = dark(figure[(TOP + SIDE + 8) // SHRINK]), dark(figure[:, (LEFT - 8) // SHRINK])
+    for cell in range(4):
+        at = SIDE * (cell + 0.5) / 4
+        assert below[int(LEFT + at) // SHRINK]
+        assert aside[int(TOP + at) // SHRINK]
+    assert below.sum() < 20
+    bar = figure[TOP // SHRINK + 3 : (TOP + SIDE) // SHRINK - 3, (LEFT + SIDE + 70) // SHRINK]
+    assert np.abs(bar[[0, -1]].astype(int) - colors(np.array([1.0, -1.0])).astype(int)).max() < 8
+
+
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [0.5], [0.0, 0.0], 1024 * [0.002]], ids=len)
 def test_a_line_chart_draws_its_line_and_the_level_where_they_belong(values):
     expected = 1.5 * max(values) or 1.0

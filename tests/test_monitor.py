@@ -177,8 +177,25 @@ def test_each_tag_has_one_point_a_logged_step_also_where_the_model_logs_means_it
             assert low < mean < high
 
 
+def test_what_the_model_logs_is_not_logged_again(data, tmp_path):
+    model, tags = stub(data), []
+    log_dict = model.log_dict
+
+    def recording(values: Any, **options: Any) -> None:
+        tags.extend(values)
+        log_dict(values, **options)
+
+    model.log_dict = recording
+    trainer(tmp_path, max_steps=1).fit(model, data)
+    assert "norm_band/token_p05" in tags
+    assert set(tags).isdisjoint(MEANS)
+
+
 def test_accumulated_batches_are_one_step(tmp_path):
-    trainer(tmp_path, accumulate_grad_batches=2, max_epochs=2, log_every_n_steps=3).fit(Later(), batches())
+    monitor = EmbeddingMonitor(every_n_steps=2)
+    options = {"accumulate_grad_batches": 2, "max_epochs": 2, "log_every_n_steps": 3}
+    trainer(tmp_path, monitor=monitor, **options).fit(Later(), batches())
+    assert [image.step for image in events(tmp_path).Images(PICTURES[0])] == [0, 2, 4, 6]
     found = logged(tmp_path / "run")
     for tag in (
         "embedding_norm/token",
@@ -201,13 +218,15 @@ def test_the_share_of_the_vocabulary_counts_each_id_once_that_was_an_input(tmp_p
 
 
 def test_validation_is_not_counted_as_seen(data, tmp_path):
+    data.source.write_text(" ".join(f"w{i}" for i in range(200)))  # no word twice
     trainer(tmp_path, max_epochs=2).fit(stub(data), data)
-    train_ids = {i for batch in data.train_dataset for i in batch.input_ids.tolist()}
-    assert logged(tmp_path / "run")["vocabulary/seen_fraction"][-1][1] == pytest.approx(
-        len(train_ids) / data.vocab_size
+    train_ids, val_ids = (
+        {i for window in split for i in window.input_ids.tolist()} for split in (data.train_dataset, data.val_dataset)
     )
-    val_ids = {i for batch in data.val_dataset for i in batch.input_ids.tolist()}
-    assert len(train_ids | val_ids) <= data.vocab_size
+    assert len(val_ids - train_ids) == len(val_ids) > 10
+    seen = logged(tmp_path / "run")["vocabulary/seen_fraction"][-1][1] * data.vocab_size
+    assert len(train_ids) - 4 * T < seen <= len(train_ids)  # windows of a batch that is not full sit out
+    assert seen == pytest.approx(round(seen))
 
 
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")  # it need not be, for this
@@ -294,6 +313,18 @@ def test_the_projector_has_the_most_frequent_tokens_with_labels_on_one_line_and_
     for vector, (label, count) in zip(vectors, labels, strict=True):
         assert counts[ids[label]] == int(count)
         assert vector == pytest.approx(model.embedding.token_embedding.weight[ids[label]].tolist(), abs=1e-5)
+
+
+def test_a_run_that_ends_at_the_same_step_again_replaces_the_projectors_vectors_without_a_word(data, tmp_path, capfd):
+    trainer(tmp_path).fit(stub(data), data)
+    before = projected(tmp_path)
+    model = stub(data, init="normal")
+    trainer(tmp_path).fit(model, data)
+    after = projected(tmp_path)
+    assert after[1:] == before[1:]
+    assert after[0] != before[0]
+    captured = capfd.readouterr()
+    assert "warning" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
