@@ -104,6 +104,7 @@ class Blocks(nn.Module):
         ValueError: If ``embed_dim`` is no multiple of ``num_heads``, or not that of the vectors.
 
     Example:
+        >>> import torch
         >>> blocks = Blocks(embed_dim=8, num_layers=2, num_heads=2)
         >>> blocks(torch.zeros(3, 5, 8)).shape
         torch.Size([3, 5, 8])
@@ -145,6 +146,7 @@ class GPT(nn.Module):
         blocks: Any module that maps (B, T, D) to (B, T, D).
 
     Example:
+        >>> import torch
         >>> gpt = GPT(EmbeddingModule(10, 8, context_size=5), Blocks(8, num_layers=1, num_heads=2))
         >>> gpt(torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 10])

@@ -74,7 +74,7 @@ def main() -> None:
     model = LitGPT(data.vocab_size, data.context_size)
     logger = TensorBoardLogger("logs", name="own_module")
     Trainer(max_epochs=20, gradient_clip_val=1.0, logger=logger, log_every_n_steps=5).fit(model, data)
-    print(continue_text(model.gpt, data.tokenizer, "Every morning but Sunday,", num_tokens=100, temperature=0.0))
+    print(continue_text(model.gpt, data.tokenizer, "The Rain Book", num_tokens=100, temperature=0.0))
 
 
 if __name__ == "__main__":

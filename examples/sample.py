@@ -1,6 +1,6 @@
 """prompt -> text: a trained model goes on with what it is given, one token at a time.
 
-python -m examples.sample "Every morning but Sunday" --temperature 0.8 --top_k 50
+python -m examples.sample "The Rain Book" --temperature 0.8 --top_k 50
 """
 
 from typing import Any
