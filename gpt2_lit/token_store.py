@@ -430,8 +430,9 @@ def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray
 
 
 def _samples(shard: np.ndarray) -> Iterator[np.ndarray]:
-    behind = max(len(shard) - _SAMPLE_TOKENS, 0)
-    for start in range(0, behind + 1, max(behind // (_SAMPLES - 1), 1)):
+    """Stretches of it, evenly spaced from its start to its end; all of it, if it is short."""
+    last = max(len(shard) - _SAMPLE_TOKENS, 0)
+    for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
         yield shard[start : start + _SAMPLE_TOKENS]
 
 
