@@ -251,7 +251,7 @@ def open_store(path: str | os.PathLike) -> TokenStore:
     path = Path(path).absolute()
     manifest = Manifest.load(path)
     if damages := _wrong_sizes(path, manifest):
-        more = f" So are {len(damages) - 1} more files: see gpt2-lit verify." if damages[1:] else ""
+        more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
         raise StoreError(f"{damages[0]}{more}")
     shards = [_map(path / shard.tokens_file, manifest.dtype, count=shard.num_tokens) for shard in manifest.shards]
     last = max((number for number, shard in enumerate(shards) if len(shard)), default=None)
