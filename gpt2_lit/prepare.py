@@ -243,7 +243,7 @@ def _absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def is_fresh(store: Path, files: Sequence[SourceFile], recipe: Recipe) -> bool:
-    """Whether a store is what these files and this recipe give now."""
+    """Whether a store is what these files, named by absolute paths, and this recipe give now."""
     former = _former(store)
     if former is None:
         return False

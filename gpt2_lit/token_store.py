@@ -251,7 +251,7 @@ def open_store(path: str | os.PathLike) -> TokenStore:
     path = Path(path).absolute()
     manifest = Manifest.load(path)
     if damages := _wrong_sizes(path, manifest):
-        more = f" So are {len(damages) - 1} more files: see gpt2-lit verify." if damages[1:] else ""
+        more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
         raise StoreError(f"{damages[0]}{more}")
     shards = [_map(path / shard.tokens_file, manifest.dtype, count=shard.num_tokens) for shard in manifest.shards]
     last = max((number for number, shard in enumerate(shards) if len(shard)), default=None)
@@ -430,8 +430,9 @@ def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray
 
 
 def _samples(shard: np.ndarray) -> Iterator[np.ndarray]:
-    behind = max(len(shard) - _SAMPLE_TOKENS, 0)
-    for start in range(0, behind + 1, max(behind // (_SAMPLES - 1), 1)):
+    """Stretches of it, evenly spaced from its start to its end; all of it, if it is short."""
+    last = max(len(shard) - _SAMPLE_TOKENS, 0)
+    for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
         yield shard[start : start + _SAMPLE_TOKENS]
 
 

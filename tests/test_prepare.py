@@ -121,7 +121,7 @@ FILES = st.lists(
 
 
 @given(FILES, st.integers(1, 80))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_a_store_holds_the_ids_of_the_documents_with_the_end_of_text_between(tmp_path_factory, files, shard_bytes):
     folder = tmp_path_factory.mktemp("corpora")
     corpus, documents = folder / "corpus", []

@@ -115,7 +115,8 @@ def test_any_range_can_be_read_over_shards_and_document_ends_be_found(tmp_path_f
     shutil.rmtree(folder)
 
 
-def test_every_byte_changed_and_every_cut_is_detected(store):
+def test_every_byte_changed_and_every_cut_is_detected(tmp_path):
+    store = write_store(tmp_path / "store", SHARDS[:1])
     for file in store.iterdir():
         whole = file.read_bytes()
         for place in range(len(whole)):
@@ -131,7 +132,7 @@ def test_every_byte_changed_and_every_cut_is_detected(store):
             raise_damage(store)
         file.write_bytes(whole)
     raise_damage(store)
-    assert read_all(open_store(store)) == TOKENS
+    assert read_all(open_store(store)) == [1, 2, 3, END, 4]
 
 
 def raise_damage(store: Path) -> None:

@@ -188,6 +188,8 @@ class Record(LightningModule):
         self.batches.append(batch)
         return self.number
 
+    def validation_step(self, batch: Batch) -> None: ...
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
