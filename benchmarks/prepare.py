@@ -8,15 +8,15 @@ import io
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from _measure import in_turns, installed_competitors, print_table, print_versions, run_and_watch, write_corpus
 
-LARGE, SMALL = 100_000_000, 20_000_000  # bytes of text; what makes a Python integer of each token gets the smaller
+LARGE, SMALL = 100_000_000, 10_000_000  # bytes of text; what makes a Python integer of each token gets the smaller
 REPEATS = 3
 CORES = os.cpu_count() or 1
 CONTEXT_SIZE = 256
@@ -150,6 +150,7 @@ def documents(corpus: Path) -> Iterator[str]:
     return (file.read_text(encoding="utf-8") for file in sorted(corpus.iterdir()))
 
 
+NANOGPT = "nanoGPT, small text"
 # Name in the table: the function, what it takes besides, the bytes of text, the module that it needs.
 WAYS = {
     "gigatoken alone": (gigatoken_alone, (), LARGE, "gigatoken"),
@@ -159,56 +160,79 @@ WAYS = {
     f"gpt2_lit, one file, {CORES} processes": (gpt2_lit_one_file, (CORES,), LARGE, "gigatoken"),
     "gpt2_lit without gigatoken": (gpt2_lit_without_gigatoken, (), SMALL, "tiktoken"),
     "textbook": (textbook, (), SMALL, "tiktoken"),
-    "nanoGPT, small text": (nanogpt_small, (), SMALL, "tiktoken"),
+    NANOGPT: (nanogpt_small, (), SMALL, "tiktoken"),
     f"nanoGPT, {CORES} processes": (nanogpt_large, (), SMALL, "datasets"),
     f"datasets.map, {CORES} processes": (hugging_face, (), SMALL, "datasets"),
     f"litdata, {CORES} processes": (litdata, (), SMALL, "litdata"),
 }
 
 
-def seconds_of_work(way: str, corpus: str) -> float:
+class Cost(NamedTuple):
+    seconds: float
+    cpu_seconds: float  # of all processes, which others on the machine disturb less
+    megabytes: float  # at the peak, of all processes
+
+
+def work_on(way: str, corpus: str) -> None:
+    """Do it, and print the seconds."""
     make_ready, arguments, _, _ = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
         work = make_ready(Path(corpus), Path(folder) / "tokens", *arguments)
-        begun = time.perf_counter()
+        before = os.times()
         with contextlib.redirect_stdout(io.StringIO()):
             work()
-        return time.perf_counter() - begun
+        *cpu, elapsed = (now - then for now, then in zip(os.times(), before, strict=True))
+    print(elapsed, sum(cpu))
 
 
-def watch(way: str, corpus: Path) -> tuple[float, float]:
-    """Seconds and megabytes of one way, in processes of its own."""
+def cost(way: str, corpus: Path) -> Cost:
+    """What a way costs, in processes of its own."""
     run = run_and_watch([__file__, way, str(corpus)])
-    return float(run.output.split()[-1]), run.megabytes
+    elapsed, cpu = map(float, run.output.split()[-2:])
+    return Cost(elapsed, cpu, run.megabytes)
 
 
 def main() -> None:
     if len(sys.argv) > 1:
-        print(seconds_of_work(*sys.argv[1:]))
+        work_on(*sys.argv[1:])
         return
     installed = ["tiktoken", "gigatoken", *installed_competitors()]
     with tempfile.TemporaryDirectory() as folder:
         corpora = {size: Path(folder) / str(size) for size in (LARGE, SMALL)}
         megabytes = {size: write_corpus(corpus, size) for size, corpus in corpora.items()}
         measurements = {
-            way: partial(watch, way, corpora[size]) for way, (_, _, size, module) in WAYS.items() if module in installed
+            way: partial(cost, way, corpora[size]) for way, (_, _, size, module) in WAYS.items() if module in installed
         }
-        results = in_turns(measurements, REPEATS)
-    rates = {
-        way: megabytes[WAYS[way][2]] / median(seconds for seconds, _ in repeats) for way, repeats in results.items()
-    }
+        costs = {
+            way: Cost(*map(median, zip(*repeats, strict=True)))
+            for way, repeats in in_turns(measurements, REPEATS).items()
+        }
+    sizes = {way: megabytes[WAYS[way][2]] for way in costs}
+    rates = {way: sizes[way] / seconds for way, (seconds, _, _) in costs.items()}
+    cpu_rates = {way: sizes[way] / cpu_seconds for way, (_, cpu_seconds, _) in costs.items()}
     rows = [
         [
             way,
-            f"{megabytes[WAYS[way][2]]:.0f}",
-            f"{rate:.1f}",
-            f"{rate / rates['nanoGPT, small text']:.1f}x",
-            f"{rate / rates['gigatoken alone']:.0%}",
-            f"{median(peak for _, peak in results[way]):.0f}",
+            f"{sizes[way]:.0f}",
+            f"{rates[way]:.1f}",
+            f"{rates[way] / rates[NANOGPT]:.1f}x",
+            f"{cpu_rates[way]:.1f}",
+            f"{cpu_rates[way] / cpu_rates[NANOGPT]:.1f}x",
+            f"{cpu_rates[way] / cpu_rates['gigatoken alone']:.0%}",
+            f"{costs[way].megabytes:.0f}",
         ]
-        for way, rate in rates.items()
+        for way in costs
     ]
-    header = ["way", "MB of text", "MB/s", "nanoGPT's rate", "gigatoken's rate", "peak memory, MB"]
+    header = [
+        "way",
+        "MB of text",
+        "MB/s",
+        "nanoGPT's",
+        "MB a CPU second",
+        "nanoGPT's",
+        "gigatoken's",
+        "peak memory, MB",
+    ]
     print_table(header, rows, num_names=1)
     print_versions()
 
