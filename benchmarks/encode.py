@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from statistics import median
 
 import gigatoken
@@ -18,9 +19,9 @@ from gpt2_lit.bpe import RANKS_FILE, token_array
 
 TEXT_CHARS = 30_000_000
 PIECE_CHARS = 1 << 16
-REPEATS = 5
+REPEATS = 3
 
-SCRIPTS = {
+LETTERS = {
     "Latin": range(ord("a"), ord("z") + 1),
     "Greek": range(0x3B1, 0x3CA),
     "Cyrillic": range(0x430, 0x450),
@@ -32,14 +33,13 @@ SCRIPTS = {
 def mixed_text(num_chars: int) -> str:
     """Lines of made-up words, each line of one script; the n-th word of a script is n times as rare as its first."""
     rng = random.Random(0)
-    words = {
-        script: ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(5000)]
-        for script, letters in {script: [chr(code) for code in codes] for script, codes in SCRIPTS.items()}.items()
-    }
-    weights = [1 / rank for rank in range(1, 5001)]
+    odds = list(accumulate(1 / rank for rank in range(1, 5001)))
+    scripts = [
+        ["".join(map(chr, rng.choices(letters, k=rng.randint(1, 9)))) for _ in odds] for letters in LETTERS.values()
+    ]
     lines = []
     while num_chars > 0:
-        lines.append(" ".join(rng.choices(words[rng.choice(list(words))], weights, k=500)) + "\n")
+        lines.append(" ".join(rng.choices(rng.choice(scripts), cum_weights=odds, k=100)) + "\n")
         num_chars -= len(lines[-1])
     return "".join(lines)
 

@@ -109,8 +109,18 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
         return _compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
     if not _is_gpt2(tokenizer):
         return _compact(_tiktoken_ids(tokenizer, text))
-    arrays = [_gpt2_ids(tokenizer, piece) for piece in _pieces(text)]
-    return np.concatenate(arrays) if arrays else np.empty(0, np.uint16)
+    # In place, because putting arrays together would hold the tokens twice. Most texts have fewer than one a character,
+    # and memory that is never written to is none.
+    token_ids = np.empty(len(text), dtype=np.uint16)
+    end = 0
+    for piece in _pieces(text):
+        start, ids = end, _gpt2_ids(tokenizer, piece)
+        end = start + len(ids)
+        if end > len(token_ids):
+            token_ids.resize(2 * end, refcheck=False)
+        token_ids[start:end] = ids
+    token_ids.resize(end, refcheck=False)
+    return token_ids
 
 
 def tokenizer_hash(tokenizer: Encoder) -> str:
@@ -177,7 +187,7 @@ def _pieces(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
 def _gpt2_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
     fast = _gigatoken()
     ids = fast.encode(text) if fast else None
-    return (_tiktoken_ids(encoding, text) if ids is None else ids).astype(np.uint16)
+    return _tiktoken_ids(encoding, text) if ids is None else ids
 
 
 def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
