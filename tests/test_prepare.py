@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
 from gpt2_lit import prepare as prepare_module
 from gpt2_lit.bpe import GPT2_END_OF_TEXT
-from gpt2_lit.corpus import SHIPPED_TEXT, TextOptions, find_files
+from gpt2_lit.corpus import SHIPPED_TEXT, find_files
+from gpt2_lit.documents import TextOptions
 from gpt2_lit.prepare import Recipe, encode_shard, is_fresh, plan_shards, prepare
 from gpt2_lit.token_store import Manifest, StoreError, VersionError, open_store, verify
 

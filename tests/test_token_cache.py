@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
-from gpt2_lit.corpus import SHIPPED_TEXT, TextOptions
+from gpt2_lit.corpus import SHIPPED_TEXT
+from gpt2_lit.documents import TextOptions
 from gpt2_lit.prepare import Recipe, prepare
 from gpt2_lit.token_cache import TokenCache, default_folder, source_name
 from gpt2_lit.token_store import StoreError, TokenStore
