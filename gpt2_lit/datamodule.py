@@ -19,7 +19,7 @@ from gpt2_lit.documents import TextOptions, read_pieces
 from gpt2_lit.order import ORDER_VERSION, Position, Shuffle, WindowSampler
 from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens
-from gpt2_lit.token_cache import TokenCache, default_folder, source_name
+from gpt2_lit.token_cache import TokenCache, default_folder, is_text, source_name
 from gpt2_lit.token_store import TokenStore
 from gpt2_lit.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
 from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
@@ -63,8 +63,10 @@ class GPTDataModule(LightningDataModule):
         for input_ids, target_ids in data.train_dataloader(): ...
 
     Args:
-        source: Text file, folder of .txt and .md files, or several of them, in UTF-8. Several texts are put one behind
-            the other with GPT-2's end of text between them. None is the tale that ships with gpt2_lit.
+        source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three also
+            .gz and .zst), .parquet, and datasets saved to disk. Documents are put one behind the other with GPT-2's end
+            of text between them. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them.
+            None is the tale that ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), or words (an id for each word of the source).
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
@@ -178,6 +180,11 @@ class GPTDataModule(LightningDataModule):
         """What made the ids, with ``encode`` and ``decode``."""
         if self.tokenizer_name == "gpt2":
             return gpt2_tokenizer()
+        if not is_text(self.source):
+            raise ValueError(
+                f"with data.tokenizer words the vocabulary is that of the text, and {source_name(self.source)} holds "
+                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+            )
         words: set[str] = set()
         for file in find_files(self.source):
             for piece in read_pieces(file, self.text_options):

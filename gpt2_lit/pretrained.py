@@ -1,8 +1,8 @@
-"""published weights -> tables: the token and the position embedding of a GPT-2, and nothing else of it."""
+"""files of weights -> tables: the token and the position embedding of a GPT-2, and nothing else of it."""
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float32
 from torch import Tensor
+
+from gpt2_lit.token_store import write_file
 
 # The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
 TABLE_NAMES = (
@@ -99,7 +101,15 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is no safetensors file, or not whole: {_first_line(error)}") from error
 
 
-def _from_checkpoint(path: Path) -> list[Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """All weights in a checkpoint of PyTorch, Lightning or nanoGPT, by their names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint that can be read without running code from it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}. Give the path of a checkpoint.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many types as there are ways for a file not to be one
@@ -108,7 +118,24 @@ def _from_checkpoint(path: Path) -> list[Tensor]:
         raise ValueError(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
     for name in ("state_dict", "model"):  # where Lightning and nanoGPT have the weights
         state = state.get(name, state)
-    return [state[name] for name in _names_of_tables(state, path)]
+    return state
+
+
+def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write weights as a safetensors file, whole or not at all.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+    """
+    save = _import("safetensors.torch").save
+    # Each with memory of its own, as the format wants it, also where two share it.
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    write_file(Path(path), save(tensors, metadata={"format": "pt"}))
+
+
+def _from_checkpoint(path: Path) -> list[Tensor]:
+    weights = read_weights(path)
+    return [weights[name] for name in _names_of_tables(weights, path)]
 
 
 def _names_of_tables(names: Collection[str], source: Path) -> tuple[str, str]:

@@ -27,8 +27,7 @@ class TokenCache(NamedTuple):
 
     def prepare(self, source: Source | None) -> Prepared | None:
         """Encode what has not been encoded; None for what is tokens already."""
-        is_text = not (_is_store(source) or _is_raw(source))
-        return prepare(source, self.place(source), self.recipe) if is_text else None
+        return prepare(source, self.place(source), self.recipe) if is_text(source) else None
 
     def place(self, source: Source | None) -> Path:
         """The folder of a text's tokens: another for each source, tokenizer and way of reading it."""
@@ -78,6 +77,11 @@ def _source_paths(source: Source | None) -> list[str]:
         return [str(SHIPPED_TEXT)]
     paths = [source] if isinstance(source, (str, os.PathLike)) else source
     return [os.path.expanduser(os.fspath(path)) for path in paths]
+
+
+def is_text(source: Source | None) -> bool:
+    """Whether a source is text, and not tokens already."""
+    return not (_is_store(source) or _is_raw(source))
 
 
 def _is_store(source: Source | None) -> bool:

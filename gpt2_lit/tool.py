@@ -212,6 +212,89 @@ def plan(options: argparse.Namespace) -> None:
     console.print(table)
 
 
+def neighbours(options: argparse.Namespace) -> None:
+    import torch.nn.functional as F
+
+    from gpt2_lit.pretrained import read_tables
+
+    path = _checkpoint(options.checkpoint)
+    tokenizer = _tokenizer_of(path)
+    table = F.normalize(read_tables(path).token[: tokenizer.n_vocab], dim=-1)
+    found = []
+    for word in options.word:
+        for token_id in _ids_of_word(tokenizer, word):
+            if token_id >= len(table):
+                raise ValueError(
+                    f"{path} has {len(table):,} tokens, and {word!r} is number {token_id} of the tokenizer."
+                )
+            similarity = table @ table[token_id]
+            similarity[token_id] = -2.0  # below any other: a token is no neighbour of itself
+            best = similarity.topk(min(options.num, len(table) - 1))
+            nearest = [
+                {"id": i, "text": tokenizer.decode([i]), "cosine": round(cosine, 4)}
+                for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            found.append({"word": word, "id": token_id, "text": tokenizer.decode([token_id]), "neighbours": nearest})
+    if options.json:
+        _print_json(found)
+        return
+    console = _console()
+    for token in found:
+        console.print(Text(f"{token['text']!r} (id {token['id']})", style="bold"))
+        table_of_word = _table("id", "token", "cosine")
+        for near in token["neighbours"]:
+            table_of_word.add_row(f"{near['id']}", Text(repr(near["text"])), f"{near['cosine']:.3f}")
+        console.print(table_of_word)
+
+
+def export(options: argparse.Namespace) -> None:
+    from gpt2_lit.pretrained import read_weights, write_weights
+
+    if not options.file.endswith(".safetensors"):
+        raise ValueError(f"FILE must end in .safetensors, got {options.file}.")
+    path = _checkpoint(options.checkpoint)
+    weights = read_weights(path)
+    write_weights(weights, options.file)
+    if options.json:
+        _print_json({name: list(tensor.shape) for name, tensor in weights.items()})
+        return
+    table = _table("tensor", "shape")
+    for name, tensor in weights.items():
+        table.add_row(name, str(tuple(tensor.shape)))
+    console = _console()
+    console.print(table)
+    console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
+
+
+def _checkpoint(name: str) -> str:
+    """The file that a name stands for: last and best are those of the newest run, as in a training."""
+    if name not in ("last", "best"):
+        return name
+    from gpt2_lit.run import find_checkpoint
+
+    return str(find_checkpoint(name))
+
+
+def _tokenizer_of(checkpoint: str) -> Any:
+    """The tokenizer of the run that a checkpoint lies in; GPT-2's for any other file."""
+    from gpt2_lit.bpe import gpt2_tokenizer
+
+    options = _options_of_run(str(Path(checkpoint).absolute().parent.parent))
+    if options is None or options.get("tokenizer") != "words":
+        return gpt2_tokenizer()
+    from gpt2_lit.datamodule import GPTDataModule
+
+    return GPTDataModule(**options).tokenizer
+
+
+def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
+    """The one token that is a word, in GPT-2's way with the blank before it, or its pieces."""
+    ids = min((tokenizer.encode(text) for text in (f" {word}", word)), key=len)
+    if not ids or getattr(tokenizer, "vocab", {}).get("<unk>") in ids:
+        raise ValueError(f"{word!r} is not in the vocabulary of the checkpoint's tokenizer.")
+    return ids
+
+
 def _share(
     data: "GPTDataModule", dataset: "GPTDatasetV1", step: int, rank: int, world_size: int
 ) -> tuple[int, "np.ndarray", int]:
@@ -298,7 +381,9 @@ def _console() -> Console:
 def _table(*columns: str) -> Table:
     table = Table(box=None, show_header=any(columns), pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("id", "count", "share") else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in ("id", "count", "share", "cosine") else "left", overflow="fold"
+        )
     return table
 
 
@@ -512,4 +597,31 @@ example:
             name, type=_at_least(lowest), default=default, metavar="N", help=f"{text} (default: {default})"
         )
     json_option(added)
+    checkpoint = "a checkpoint or other file of weights, or last or best for that of the newest run in logs/"
+    added = command(
+        neighbours,
+        "show the tokens that an embedding holds for most alike, by cosine",
+        """\
+examples:
+  gpt2-lit neighbours last rain book
+  gpt2-lit neighbours openai-community/gpt2 Paris --num 5
+""",
+    )
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{checkpoint}, or a repository on Hugging Face")
+    added.add_argument("word", metavar="WORD", nargs="+", help="a word; one of several tokens is shown piece by piece")
+    added.add_argument("--num", type=_at_least(1), default=10, metavar="N", help="neighbours of each (default: 10)")
+    json_option(added)
+
+    added = command(
+        export,
+        "write the weights of a checkpoint as a safetensors file",
+        """\
+examples:
+  gpt2-lit export best embedding.safetensors
+""",
+    )
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
+    added.add_argument("file", metavar="FILE", help="ends in .safetensors")
+    json_option(added)
+
     return parser, commands.choices

@@ -287,7 +287,7 @@ def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelat
     assert status == 0
     imported = {line.rpartition("|")[2].strip() for line in printed.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
-    assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib", "rich"}
+    assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib"}
     text = [line for line in printed.splitlines() if not line.startswith("import time:")]
     assert len(text) < 400
     for group in ("data", "model", "checkpoint", "monitor"):

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +75,14 @@ def test_several_texts_stand_one_behind_the_other_with_the_end_of_text_between(t
     first, second, third = map(gpt2_tokenizer().encode_ordinary, ("the<|endoftext|>cat", "the hat", "sat"))
     assert data.store.read(0, len(data.store)).tolist() == [*first, 50256, *second, 50256, *third]
     assert first.count(50256) == 0
+
+
+def test_words_of_a_store_are_an_error_as_only_the_text_has_them(tmp_path):
+    np.arange(100, dtype="<u2").tofile(tmp_path / "x.bin")
+    with pytest.raises(
+        ValueError, match=r"the vocabulary is that of the text, and .*x.bin holds tokens. Give the text"
+    ):
+        GPTDataModule(tmp_path / "x.bin", tokenizer="words").setup("fit")
 
 
 def test_on_request_a_batch_tells_its_documents_apart(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from gpt2_lit import Batch, GPTDataModule, gpt2_tokenizer
+from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
 from gpt2_lit.corpus import SHIPPED_TEXT
 from gpt2_lit.order import WindowSampler
 from gpt2_lit.token_store import Manifest
@@ -335,6 +335,66 @@ def test_a_run_of_the_program_is_previewed_as_it_began(as_json, program, tmp_pat
     assert shown[0]["input"].split()[1:] == shown[0]["target"].split()[:-1]
 
 
+# What a training has learned.
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A table in which the vectors of a few words are as alike as one can say by heart."""
+    embedding = EmbeddingModule(embed_dim=2, context_size=3)
+    with torch.no_grad():
+        embedding.token_embedding.weight[:] = torch.tensor([0.0, -1.0])
+        for word, vector in {" rain": (2.0, 0.0), " snow": (3.0, 0.0), " book": (1.0, 1.0)}.items():
+            (token_id,) = gpt2_tokenizer().encode(word)
+            embedding.token_embedding.weight[token_id] = torch.tensor(vector)
+    torch.save(embedding.state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def test_neighbours_are_the_tokens_with_the_largest_cosine(tool, as_json, weights):
+    (rain,) = as_json("neighbours", weights, "rain", "--num", 2)
+    assert (rain["word"], rain["text"]) == ("rain", " rain")
+    assert [(near["text"], near["cosine"]) for near in rain["neighbours"]] == [(" snow", 1.0), (" book", 0.7071)]
+    status, out, _ = tool("neighbours", weights, "snow", "book", "--num", 1)
+    assert status == 0
+    assert [line.split() for line in out.splitlines() if "'" in line and "id" not in line] == [
+        ["6290", "'", "rain'", "1.000"],
+        ["6290", "'", "rain'", "0.707"],
+    ]
+
+
+def test_a_word_of_several_tokens_is_shown_piece_by_piece(as_json, weights):
+    found = as_json("neighbours", weights, "unbelievability", "--num", 1)
+    assert [token["text"] for token in found] == [" unbeliev", "ability"]
+
+
+def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as_json, program, tmp_path):
+    (tmp_path / "words.txt").write_text("the cat sat on the mat and the dog sat on the cat")
+    status, printed = program(
+        "fit",
+        "--data.source=words.txt",
+        "--data.tokenizer=words",
+        "--data.context_size=2",
+        "--data.batch_size=1",
+        "--data.val_fraction=0.0",
+        "--model.embed_dim=4",
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+    )
+    assert status == 0, printed
+    (cat,) = as_json("neighbours", "last", "cat")
+    assert len(cat["neighbours"]) == 8  # cat, sat, on, the, mat, and, dog; end of text and unknown
+    status, _, err = tool("neighbours", "last", "fish")
+    assert status == 1
+    assert "error: 'fish' is not in the vocabulary of the checkpoint's tokenizer." in err
+
+    shapes = as_json("export", "last", "tables.safetensors")
+    assert shapes == {"embedding.token_embedding.weight": [9, 4], "embedding.position_embedding.weight": [2, 4]}
+    trained = torch.load("logs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    exported = EmbeddingModule.from_pretrained("tables.safetensors").state_dict()
+    assert all(torch.equal(trained[f"embedding.{name}"], tensor) for name, tensor in exported.items())
+
+
 # What may go wrong.
 
 
@@ -351,6 +411,11 @@ def test_a_run_of_the_program_is_previewed_as_it_began(as_json, program, tmp_pat
         (["verify", "nowhere"], "error: nowhere is not a token store: there is no"),
         (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new folder."),
         (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or folder nowhere"),
+        (["neighbours", "nowhere.pt", "rain"], "error: there is no file or folder nowhere.pt"),
+        (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),
+        (["export", "odd.bin", "x.safetensors"], "error: odd.bin is no checkpoint of tensors and plain values"),
+        (["export", "nowhere", "x.safetensors"], "error: there is no file nowhere. Give the path of a checkpoint."),
+        (["export", "odd.bin", "x.pt"], "error: FILE must end in .safetensors, got x.pt."),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(tool, tmp_path, args, message):
