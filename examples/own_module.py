@@ -3,12 +3,11 @@
 python -m examples.own_module
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int64
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from examples.gpt import GPT, Blocks, next_token_loss
@@ -55,7 +54,7 @@ class LitGPT(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val/loss", self._loss(batch), prog_bar=True, batch_size=len(batch[0]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.0, fused=True)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / self.hparams.warmup_steps, 1.0)
@@ -74,7 +73,7 @@ def main() -> None:
     model = LitGPT(data.vocab_size, data.context_size)
     logger = TensorBoardLogger("logs", name="own_module")
     Trainer(max_epochs=20, gradient_clip_val=1.0, logger=logger, log_every_n_steps=5).fit(model, data)
-    print(continue_text(model.gpt, data.tokenizer, "The Rain Book", num_tokens=100, temperature=0.0))
+    print(continue_text(model, data, "The Rain Book", num_tokens=100, temperature=0.0))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main() -> None:
     gpt = GPT(embedding, Blocks(embed_dim=128, num_layers=4, num_heads=4))
     for epoch, loss in enumerate(train(gpt, data, num_epochs=20)):
         print(f"epoch {epoch:2}  loss {loss:.3f}")
-    print(continue_text(gpt, data.tokenizer, "The Rain Book", num_tokens=100, temperature=0.0))
+    print(continue_text(gpt, data, "The Rain Book", num_tokens=100, temperature=0.0))
 
 
 if __name__ == "__main__":

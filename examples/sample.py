@@ -20,15 +20,17 @@ def generate(
     model: nn.Module,
     input_ids: Int64[Tensor, "B T"],
     num_tokens: int,
+    context_size: int,
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Int64[Tensor, "B _"]:
     """Append ``num_tokens`` tokens to each sequence, each drawn by the scores that the model gives it.
 
     Args:
-        model: Maps ids (B, T) to scores (B, T, V), and has an ``embedding``: EmbeddingStub, or GPT.
+        model: Maps ids (B, T) to scores (B, T, V): an EmbeddingStub, or a GPT.
         input_ids: What the text begins with, at least one token; shape (B, T).
         num_tokens: How many tokens to append.
+        context_size: The longest sequence that the model takes; of a longer text it is shown the end.
         temperature: What the scores are divided by: below 1 likely tokens become likelier, above 1 less so. 0 takes
             the likeliest each time. ``torch.manual_seed`` decides the draws.
         top_k: Draw among this many of the likeliest tokens. None is all.
@@ -48,9 +50,7 @@ def generate(
     was_training = model.training
     model.eval()  # without dropout
     for _ in range(num_tokens):
-        # The model has context_size positions: of a longer text it sees the end.
-        context = input_ids[:, -model.embedding.context_size :]
-        scores = model(context)[:, -1]  # (B, V): only the last place says something new
+        scores = model(input_ids[:, -context_size:])[:, -1]  # (B, V): only the last place says something new
         if temperature == 0:
             next_ids = scores.argmax(-1, keepdim=True)
         else:
@@ -63,10 +63,11 @@ def generate(
     return input_ids
 
 
-def continue_text(model: nn.Module, tokenizer: Any, prompt: str, num_tokens: int, **how: Any) -> str:
-    """The prompt and what the model makes of it, as text; ``how`` are the options of :func:`generate`."""
-    input_ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64)
-    return tokenizer.decode(generate(model, input_ids, num_tokens, **how)[0].tolist())
+def continue_text(model: nn.Module, data: GPTDataModule, prompt: str, num_tokens: int, **how: Any) -> str:
+    """The prompt and what a model that was trained on ``data`` makes of it; ``how`` as in :func:`generate`."""
+    input_ids = torch.tensor([data.tokenizer.encode(prompt)], dtype=torch.int64)
+    output_ids = generate(model, input_ids, num_tokens, data.context_size, **how)
+    return data.tokenizer.decode(output_ids[0].tolist())
 
 
 def main(
@@ -89,11 +90,13 @@ def main(
     """
     path = find_checkpoint(checkpoint)
     folder = run_folder(path)
+    if folder is None:
+        raise FileNotFoundError(f"{path} does not lie in the folder of its run, whose config.yaml names the tokenizer.")
     model = EmbeddingStub.load_from_checkpoint(path, map_location="cpu")
     # The tokenizer is that of the run's data; with words it is made of the same text again.
     data = GPTDataModule(**yaml.safe_load((folder / "config.yaml").read_text())["data"])
     torch.manual_seed(seed)
-    print(continue_text(model, data.tokenizer, prompt, num_tokens, temperature=temperature, top_k=top_k))
+    print(continue_text(model, data, prompt, num_tokens, temperature=temperature, top_k=top_k))
 
 
 if __name__ == "__main__":
