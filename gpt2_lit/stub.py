@@ -150,8 +150,11 @@ class EmbeddingStub(LightningModule):
         return F.linear(hidden, self.embedding.token_embedding.weight)
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
-        # The mean weighs each batch by its tokens: the last one may be smaller.
-        metrics.update(_next_token_loss(self(batch[0]), batch[1]), weight=batch[1].numel())
+        scores = self(batch[0])
+        # With fewer windows than processes some get an empty batch, the mean loss of which would be no number.
+        loss = _next_token_loss(scores, batch[1]) if len(batch[1]) else scores.sum()
+        # The mean weighs each batch by its tokens: not all have as many.
+        metrics.update(loss, weight=batch[1].numel())
         self.log_dict(metrics, prog_bar=True)
 
     @torch.no_grad()
