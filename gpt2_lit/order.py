@@ -130,9 +130,9 @@ class WindowSampler(DistributedSampler):
         shuffle: global permutes all windows, block those of neighbouring blocks (:func:`permute_in_blocks`), each in
             another order each epoch; False keeps their order. True is global.
         drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, several
-            processes share the windows as evenly as can be, each in the same number of batches: processes that talk to
-            each other in every batch would otherwise wait for ever. Where there are too few windows for that, as with
-            fewer windows than processes, a batch is empty.
+            processes share the windows of the last two global batches evenly, so that all have the same number of
+            batches: processes that talk to each other in every batch would otherwise wait for ever. A batch is empty
+            only where there are too few windows for that: fewer than processes, or a batch size of 1.
         rank: Which of the processes this is, from 0.
         world_size: Number of processes.
         position: Asked at the start of each pass where to begin. None begins pass number k at epoch k.
@@ -201,11 +201,15 @@ class WindowSampler(DistributedSampler):
         return full + (rest > 0 and not self.drop_last)
 
     def _even_batches(self, epoch: int) -> Iterator[np.ndarray]:
-        """This process's batches of an epoch that is cut into as many pieces as all processes have batches."""
-        pieces = len(self) * self.num_replicas
+        """This process's batches of an epoch, the last two global batches of which are cut into pieces of one size."""
+        num_full = max(len(self) - 2, 0)
+        rest_from = num_full * self.global_batch
+        for start in range(self.rank * self.batch_size, rest_from, self.global_batch):
+            yield self._windows(epoch, start, start + self.batch_size)
+        rest, pieces = self.num_windows - rest_from, (len(self) - num_full) * self.num_replicas
         for piece in range(self.rank, pieces, self.num_replicas):
             # Rounded up, so that no process has more windows than the first.
-            start, stop = (-(-self.num_windows * number // pieces) for number in (piece, piece + 1))
+            start, stop = (rest_from + -(-rest * number // pieces) for number in (piece, piece + 1))
             yield self._windows(epoch, start, stop)
 
     def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:

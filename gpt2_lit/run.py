@@ -95,6 +95,7 @@ class RunCheckpoint(Checkpoint):
         self._seen_step = 0
         self._step_is_done = True
         self._saving_is_due = False
+        self._stopping = False
         self._signal = 0
         self._former_handlers: dict[int, Any] = {}
         self._started_by_lightning = False
@@ -110,7 +111,12 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         self._step_is_done = True
+        self._stopping = False
         self._take_signals()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not at the end of the batch before, after which Lightning writes its losses.
+        self._stop_if_asked()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,11 +135,10 @@ class RunCheckpoint(Checkpoint):
         epoch_loop = trainer.fit_loop.epoch_loop
         validation_follows = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if not validation_follows and not epoch_loop.batch_progress.is_last_batch:
-            self._save_or_stop(trainer, self._saving_is_due)
+            self._save_if_due(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_after_a_step(trainer):
-            self._save_or_stop(trainer, self._saving_is_due)
+        self._save_and_stop_in_validation(trainer)
 
     def on_validation_batch_end(
         self,
@@ -144,8 +149,7 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._is_after_a_step(trainer):
-            self._save_or_stop(trainer)
+        self._save_and_stop_in_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor)
@@ -156,7 +160,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch that max_steps cut off is not over: what was saved at its last step is the state to go on from.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_or_stop(trainer, saving_is_due=True)
+            self._saving_is_due = True
+            self._save_if_due(trainer)
+            self._stop_if_asked()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_signals_back()
@@ -170,18 +176,23 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
-    def _is_after_a_step(self, trainer: Trainer) -> bool:
-        """Whether a validation is one of the training, and no gradient is half accumulated."""
-        return trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done
+    def _save_and_stop_in_validation(self, trainer: Trainer) -> None:
+        # A validation may also come while a gradient is half accumulated; then the end of the step is waited for.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
+            self._save_if_due(trainer)
+            self._stop_if_asked()
 
-    def _save_or_stop(self, trainer: Trainer, saving_is_due: bool = False) -> None:
-        stop = self._asked_to_stop(trainer)
-        if stop or saving_is_due:
+    def _save_if_due(self, trainer: Trainer) -> None:
+        self._stopping = self._asked_to_stop(trainer)
+        if self._stopping or self._saving_is_due:
+            self._saving_is_due = False
             if trainer.validating:
                 self._save_before_the_validation(trainer)
             else:
                 self._save(trainer, "last.ckpt")
-        if stop:
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping:
             raise SystemExit(self._status(self._signal or signal.SIGTERM))
 
     def _save_before_the_validation(self, trainer: Trainer) -> None:

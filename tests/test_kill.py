@@ -152,9 +152,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def trained(folder: Path) -> list[list[int]]:
     """The windows of each global batch that the latest run in this folder trained on."""
-    ranks = [
-        [json.loads(line)[1] for line in path.read_text().splitlines()] for path in sorted(folder.glob("rank-*"))
-    ]
+    ranks = [[json.loads(line)[1] for line in path.read_text().splitlines()] for path in sorted(folder.glob("rank-*"))]
     return [list(itertools.chain(*shares)) for shares in zip(*ranks, strict=False)]
 
 
