@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,25 +100,23 @@ class RunCheckpoint(Checkpoint):
         self._stopping = False
         self._signal = 0
         self._former_handlers: dict[int, Any] = {}
-        self._started_by_lightning = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = folder_of(trainer)
         self.folder = folder / "checkpoints" if folder else None
-        self._started_by_lightning = trainer.local_rank > 0
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_signals()
+        self._take_signals(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         self._step_is_done = True
         self._stopping = False
-        self._take_signals()
+        self._take_signals(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the batch before, after which Lightning writes its losses.
-        self._stop_if_asked()
+        self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,7 +162,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._saving_is_due = True
             self._save_if_due(trainer)
-            self._stop_if_asked()
+            self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_signals_back()
@@ -180,7 +180,7 @@ class RunCheckpoint(Checkpoint):
         # A validation may also come while a gradient is half accumulated; then the end of the step is waited for.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
             self._save_if_due(trainer)
-            self._stop_if_asked()
+            self._stop_if_asked(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         self._stopping = self._asked_to_stop(trainer)
@@ -191,9 +191,11 @@ class RunCheckpoint(Checkpoint):
             else:
                 self._save(trainer, "last.ckpt")
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
-            raise SystemExit(self._status(self._signal or signal.SIGTERM))
+            # When one of the processes that it started ends with another status than 0, Lightning kills this one.
+            started_by_lightning = trainer.local_rank > 0
+            raise SystemExit(0 if started_by_lightning else 128 + (self._signal or signal.SIGTERM))
 
     def _save_before_the_validation(self, trainer: Trainer) -> None:
         """Save such that a run which goes on from there begins with the validation that is under way."""
@@ -215,28 +217,32 @@ class RunCheckpoint(Checkpoint):
             _put_in_place(aside, path)
         trainer.strategy.barrier()
 
-    def _take_signals(self) -> None:
+    def _take_signals(self, trainer: Trainer) -> None:
         if self.folder and not self._former_handlers and threading.current_thread() is threading.main_thread():
             self._signal = 0
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former_handlers[number] = signal.signal(number, self._on_signal)
+                self._former_handlers[number] = signal.signal(number, partial(self._on_signal, trainer))
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise SystemExit(self._status(number))
+            self._end_at_once(trainer, number)
         self._signal = number
         # Not print(): the signal may have come in the middle of one.
         os.write(2, b"\nStopping when this step is done. Once more stops at once, and loses what is not saved.\n")
+
+    def _end_at_once(self, trainer: Trainer, number: int) -> None:
+        if trainer.world_size == 1:
+            raise SystemExit(128 + number)
+        # One of several that ended in good order would wait for the others, which are not at the same place.
+        if trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        os._exit(128 + number)
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
         """Whether a signal came, to this process or another: all must stop at the same step."""
         if trainer.world_size == 1:
             return bool(self._signal)
         return trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False)
-
-    def _status(self, number: int) -> int:
-        """The exit status for a signal. For another than 0 of one of its processes, Lightning kills all of them."""
-        return 0 if self._started_by_lightning else 128 + number
 
     def _give_signals_back(self) -> None:
         for number, handler in self._former_handlers.items():

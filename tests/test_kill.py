@@ -126,7 +126,14 @@ class Runs:
         return self.undisturbed[processes]
 
     def stop(
-        self, folder: Path, number: signal.Signals, place: str, workers: int, processes: int, to_all: bool
+        self,
+        folder: Path,
+        number: signal.Signals,
+        place: str,
+        workers: int,
+        processes: int,
+        to_all: bool,
+        twice: bool = False,
     ) -> tuple[int, str]:
         """Start a run, and send it a signal at that place: its exit status, and what it printed."""
         folder.mkdir()
@@ -137,9 +144,13 @@ class Runs:
                 os.killpg(process.pid, signal.SIGKILL)
                 pytest.fail(process.communicate()[0])
             time.sleep(0.02)
-        (os.killpg if to_all else os.kill)(process.pid, number)
+        send = os.killpg if to_all else os.kill
+        send(process.pid, number)
         time.sleep(0.3)  # for the other processes to get it too
-        (folder / "go").touch()
+        if twice:
+            send(process.pid, number)
+        else:
+            (folder / "go").touch()
         output, _ = process.communicate(timeout=120)  # all have ended when the last has closed the pipe
         return process.returncode, output
 
@@ -170,10 +181,10 @@ def check_that_it_goes_on(
     place: str,
     workers: int,
     processes: int,
-    to_all: bool = False,
-    changes: tuple[tuple[int, int], ...] = (),
+    to_all: bool,
+    thens: list[tuple[int, int]],
 ) -> None:
-    """Stop a run, and let it go on, each time from the same checkpoint: as it was, and with the changes given."""
+    """Stop a run, and let it go on with some workers and processes, each time from the same checkpoint."""
     status, output = runs.stop(folder / "stopped", number, place, workers, processes, to_all)
     assert status == STATUS[number], output
     before = trained(folder / "stopped")
@@ -194,7 +205,7 @@ def check_that_it_goes_on(
     whole = trained(runs.whole(1))
     assert len(whole) == len(trained(runs.whole(processes))) == 3 * EPOCH
     losses = logged(runs.whole(processes) / "logs/version_0")["val/loss"]
-    for then in ((workers, processes), *changes):
+    for then in thens:
         again = folder / f"again-{then[0]}-{then[1]}"
         shutil.copytree(folder / "stopped", again)
         runs.run(again, [*command, *(runs.options(*then) if then != (workers, processes) else [])])
@@ -213,5 +224,48 @@ def test_a_run_goes_on_after_every_signal_at_every_place(
     runs: Runs, tmp_path: Path, number: signal.Signals, place: str, workers: int, processes: int
 ) -> None:
     ctrl_c = number == signal.SIGINT  # which a terminal sends to all processes
-    others = ((2 - workers, 3 - processes),)
-    check_that_it_goes_on(runs, tmp_path, number, place, workers, processes, to_all=ctrl_c, changes=others)
+    thens = [(workers, processes), (2 - workers, 3 - processes)]
+    check_that_it_goes_on(runs, tmp_path, number, place, workers, processes, ctrl_c, thens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_it_does_not_matter_whether_one_process_gets_the_signal_or_all(
+    runs: Runs, tmp_path: Path, number: signal.Signals, to_all: bool
+) -> None:
+    check_that_it_goes_on(runs, tmp_path, number, WITHIN, 2, 2, to_all, [(2, 2)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_all_processes_at_once(
+    runs: Runs, tmp_path: Path, number: signal.Signals, processes: int, to_all: bool
+) -> None:
+    status, output = runs.stop(tmp_path / "stopped", number, WITHIN, 2, processes, to_all, twice=True)
+    assert status == STATUS[number], output
+    # The step in which it came was not finished.
+    assert len(trained(tmp_path / "stopped")) == EPOCH + 5
+    assert torch.load(tmp_path / "stopped" / LAST, weights_only=True)["global_step"] == EPOCH + 5
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "workers", "processes", "to_all", "thens"),
+    [
+        pytest.param(signal.SIGINT, WITHIN, 2, 2, True, [(2, 2), (0, 1)], id="Ctrl-C, two processes"),
+        pytest.param(signal.SIGTERM, VALIDATION, 2, 1, True, [(2, 1)], id="SIGTERM to all, in a validation"),
+        pytest.param(signal.SIGKILL, END, 0, 1, False, [(2, 1)], id="SIGKILL, at the end of an epoch"),
+    ],
+)
+def test_a_run_that_is_stopped_by_a_signal_goes_on(
+    runs: Runs,
+    tmp_path: Path,
+    number: signal.Signals,
+    place: str,
+    workers: int,
+    processes: int,
+    to_all: bool,
+    thens: list[tuple[int, int]],
+) -> None:
+    check_that_it_goes_on(runs, tmp_path, number, place, workers, processes, to_all, thens)

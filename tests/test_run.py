@@ -251,18 +251,30 @@ def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 5)])
+@pytest.mark.parametrize("model", [EmbeddingStub, EstimatingStub])
+@pytest.mark.parametrize(
+    ("before", "after", "num_seen", "left"),
+    [
+        pytest.param(4, 2, 24, 10, id="smaller"),
+        pytest.param(2, 4, 24, 5, id="larger"),
+        pytest.param(4, 5, 24, 4, id="no multiple"),
+        pytest.param(4, 8, 40, 0, id="nothing left for a batch so large"),
+        pytest.param(4, 1, 44, 0, id="an epoch that is over stays so"),
+        pytest.param(8, 2, 40, 0, id="an epoch that is over, and left out more"),
+    ],
+)
 def test_with_another_batch_size_the_epoch_still_has_every_window_once(
-    tmp_path: Path, text: Path, before: int, after: int
+    tmp_path: Path, text: Path, before: int, after: int, num_seen: int, left: int, model: type[EmbeddingStub]
 ) -> None:
-    first, _ = train(tmp_path, text, batch_size=before, max_steps=24 // before)
+    first, _ = train(tmp_path, text, batch_size=before, max_steps=num_seen // before, model=model)
     last = tmp_path / "version_0/checkpoints/last.ckpt"
-    then, _ = train(tmp_path, text, last, batch_size=after, max_epochs=2)
-    left = (45 - 24) // after
+    then, _ = train(tmp_path, text, last, batch_size=after, max_epochs=2, model=model)
     assert len(then) == left + 45 // after
     epoch = flat(first + then[:left])
-    assert len(epoch) == len(set(epoch)) == 24 + left * after
+    assert len(epoch) == len(set(epoch)) == num_seen + left * after
     assert len(set(flat(then[left:]))) == 45 // after * after
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert logged(tmp_path / "version_0")["epoch"][-1][1] == 1
 
 
 def test_best_is_the_checkpoint_with_the_lowest_val_loss_also_after_going_on(tmp_path: Path, text: Path) -> None:
