@@ -132,8 +132,9 @@ class RunCheckpoint(Checkpoint):
         )
         self._seen_step = trainer.global_step
         # A run that goes on from here would leave out what comes between this step and the next.
-        epoch_loop = trainer.fit_loop.epoch_loop
-        validation_follows = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        epoch_loop, data_fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert data_fetcher, "it has just given the batch"
+        validation_follows = epoch_loop._should_check_val_fx(data_fetcher)
         if not validation_follows and not epoch_loop.batch_progress.is_last_batch:
             self._save_if_due(trainer)
 

@@ -1,6 +1,7 @@
 """options -> a run: LightningCLI with the two sides linked, and what a run tells before and after."""
 
 import logging
+import shlex
 import sys
 import tempfile
 import traceback
@@ -140,9 +141,9 @@ class RunReport(Callback):
             return
         print(
             f"{news}\n  logs and checkpoints  {folder}\n"
-            f"  look at the norms     tensorboard --logdir {folder.parent}, then open\n"
+            f"  look at the norms     tensorboard --logdir {shlex.quote(str(folder.parent))}, then open\n"
             "                        http://localhost:6006/?tagFilter=embedding_norm&smoothing=0#timeseries\n"
-            f"  {purpose:<20}  {self.prog} fit --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}{options}",
+            f"  {purpose:<20}  {self.prog} fit --ckpt_path {shlex.quote(str(folder / 'checkpoints/last.ckpt'))}{options}",
             flush=True,
         )
 

@@ -17,7 +17,8 @@ import torch
 from conftest import PROGRAM, logged
 from lightning.pytorch import Callback, Trainer
 
-LAST = Path("logs/version_0/checkpoints/last.ckpt")
+RUN = Path("my logs/version_0")  # a space: a command that is printed must be right in a shell
+LAST = RUN / "checkpoints/last.ckpt"
 EPOCH = 10  # global batches of 8 windows: 80 of the 84 training windows
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 WITHIN, END, VALIDATION = "within an epoch", "at the end of an epoch", "in a validation"
@@ -84,6 +85,7 @@ class Runs:
             "--trainer.log_every_n_steps=1",
             "--trainer.callbacks=test_kill.Record",
             "--checkpoint.every_n_steps=3",
+            f"--trainer.logger.save_dir={RUN.parent}",
             *self.options(workers, processes),
         ]
 
@@ -191,7 +193,7 @@ def check_that_it_goes_on(
     checkpoint = torch.load(folder / "stopped" / LAST, weights_only=True)
     saved = checkpoint["global_step"]
     reached = {WITHIN: EPOCH + 6, END: 2 * EPOCH, VALIDATION: 2 * EPOCH}[place]
-    command = [*PROGRAM, "fit", "--ckpt_path=last"]
+    command = [*PROGRAM, "fit", f"--ckpt_path={LAST}"]
     if number == signal.SIGKILL:
         assert saved == {WITHIN: EPOCH + 5, END: 18, VALIDATION: 18}[place]
         assert len(before) == reached - (place == WITHIN)
@@ -204,7 +206,7 @@ def check_that_it_goes_on(
 
     whole = trained(runs.whole(1))
     assert len(whole) == len(trained(runs.whole(processes))) == 3 * EPOCH
-    losses = logged(runs.whole(processes) / "logs/version_0")["val/loss"]
+    losses = logged(runs.whole(processes) / RUN)["val/loss"]
     for then in thens:
         again = folder / f"again-{then[0]}-{then[1]}"
         shutil.copytree(folder / "stopped", again)
@@ -212,7 +214,7 @@ def check_that_it_goes_on(
         assert before[:saved] + trained(again) == whole
         if then[1] == processes:
             assert same(weights(again), weights(runs.whole(processes)))
-            assert dict(logged(again / "logs/version_0")["val/loss"]) == dict(losses), "each validation, once"
+            assert dict(logged(again / RUN)["val/loss"]) == dict(losses), "each validation, once"
 
 
 @pytest.mark.slow

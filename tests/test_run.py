@@ -1,9 +1,7 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 
-from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit import EmbeddingStub, GPTDataModule, order
+from gpt2_lit.prepare import prepare
 from gpt2_lit.run import RunCheckpoint, RunLogger, find_checkpoint
 
 EPOCH = 11  # batches: 44 windows of 4 tokens and one that is left, 4 windows a batch
@@ -93,6 +92,7 @@ def train(
     val_fraction: float = 0.0,
     batch_size: int = 4,
     shuffle: Any = "global",
+    tokenizer: str = "words",
     model: type[EmbeddingStub] = EmbeddingStub,
     **options: Any,
 ) -> tuple[list[list[int]], torch.Tensor]:
@@ -100,7 +100,7 @@ def train(
     seed_everything(1, verbose=False)
     data = GPTDataModule(
         text,
-        tokenizer="words",
+        tokenizer,
         context_size=4,
         batch_size=batch_size,
         val_fraction=val_fraction,
@@ -244,6 +244,22 @@ def test_a_run_that_is_interrupted_goes_on_with_the_same_windows_weights_and_val
         assert of_both.get(tag) == of_whole.get(tag), tag
 
 
+def test_a_run_on_a_token_store_goes_on_in_blocks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 4)  # so that few windows are many blocks and groups
+    monkeypatch.setattr(order, "GROUP_BLOCKS", 2)
+    (tmp_path / "texts").mkdir()
+    for part in range(3):
+        (tmp_path / f"texts/{part}.txt").write_text(" ".join(f"{part}{i}" for i in range(60)))
+    prepare(tmp_path / "texts", tmp_path / "store", num_processes=1, show_progress=False)
+    options: dict[str, Any] = {"tokenizer": "gpt2", "shuffle": "block", "max_epochs": 2}
+    whole, weights = train(tmp_path / "whole", tmp_path / "store", **options)
+    before, _ = train(tmp_path / "stopped", tmp_path / "store", break_in=16, every_n_steps=7, **options)
+    last = tmp_path / "stopped/version_0/checkpoints/last.ckpt"
+    after, resumed_weights = train(tmp_path / "stopped", tmp_path / "store", last, num_workers=2, **options)
+    assert before[:14] + after == whole
+    assert torch.equal(resumed_weights, weights)
+
+
 def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(tmp_path: Path, text: Path) -> None:
     trained, _ = train(tmp_path, text)
     epochs = [flat(trained[start : start + EPOCH]) for start in range(0, 3 * EPOCH, EPOCH)]
@@ -314,48 +330,6 @@ def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: 
     assert find_checkpoint("last", tmp_path).parts[-3] == "version_10"
     with pytest.raises(FileNotFoundError, match=r"no run in .* has a best.ckpt"):
         find_checkpoint("best", tmp_path)
-
-
-def start_and_wait_for_step(
-    start: Callable[..., subprocess.Popen], folder: Path, *options: str, step: int = 20
-) -> subprocess.Popen:
-    process = start("fit", *SMALL, "--trainer.max_epochs=500", "--checkpoint.every_n_steps=1", *options)
-    last = folder / "logs/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if last.exists() and torch.load(last, weights_only=True)["global_step"] >= step:
-            return process
-        time.sleep(0.05)
-    raise AssertionError(process.communicate()[0])
-
-
-@pytest.mark.parametrize(
-    ("number", "status", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 2)],
-)
-def test_a_program_that_is_stopped_by_a_signal_goes_on_and_ends_with_the_weights_of_one_that_was_not(
-    start: Any, program: Any, tmp_path: Path, number: int, status: int, workers: int
-) -> None:
-    process = start_and_wait_for_step(start, tmp_path, f"--data.num_workers={workers}")
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status
-    last = tmp_path / "logs/version_0/checkpoints/last.ckpt"
-    stopped_at = torch.load(last, weights_only=True)["global_step"]
-    if number != signal.SIGKILL:
-        assert f"stopped at step {stopped_at}" in output
-        assert "--ckpt_path logs/version_0/checkpoints/last.ckpt" in output
-        assert "Traceback" not in output
-
-    steps = stopped_at + 15
-    status, output = program("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}")
-    assert status == 0, output
-    status, output = program("fit", *SMALL, "--trainer.max_epochs=500", f"--trainer.max_steps={steps}")
-    assert status == 0, output
-    resumed = torch.load(last, weights_only=True)
-    whole = torch.load(tmp_path / "logs/version_1/checkpoints/last.ckpt", weights_only=True)
-    assert resumed["global_step"] == whole["global_step"] == steps
-    assert all(torch.equal(resumed["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
 
 
 def test_a_second_signal_stops_at_once(start: Any) -> None:
