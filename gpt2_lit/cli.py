@@ -1,5 +1,6 @@
 """command line -> all of the above: answers what needs no torch at once, and starts the rest."""
 
+import shlex
 import sys
 
 HELP = """\
@@ -26,7 +27,7 @@ def main(args: list[str] | None = None) -> None:
     """Run a command line, that of the process unless ``args`` are given."""
     args = sys.argv[1:] if args is None else args
     script = sys.argv[0]
-    prog = f"python {script}" if script.endswith(".py") else script.rpartition("/")[2]
+    prog = f"python {shlex.quote(script)}" if script.endswith(".py") else script.rpartition("/")[2]
     if not args or args[0] in ("-h", "--help"):
         print(HELP.format(prog=prog), end="")
         return

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -257,7 +258,6 @@ class GPTDataModule(LightningDataModule):
                 raise RuntimeError(
                     "to go on from a checkpoint takes a Trainer: trainer.fit(model, data, ckpt_path=...)."
                 )
-            self._align_batches_of_the_epoch(sampler)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -288,6 +288,12 @@ class GPTDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+        if self.trainer and self.trainer.state.fn == "fit":
+            self._check_same_data()
+            self._align_batches_of_the_epoch()
+            # Strategies that shard a model restore late, when the steps of the training may have been counted: with
+            # a loader that begins where no checkpoint says.
+            self.trainer.fit_loop._combined_loader = None
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
@@ -349,7 +355,7 @@ class GPTDataModule(LightningDataModule):
             collate_fn=as_it_is,
             pin_memory=pin_memory,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
     def _evaluation_loader(self, dataset: GPTDatasetV1) -> DataLoader:
@@ -418,17 +424,26 @@ class GPTDataModule(LightningDataModule):
                 "a new run from its weights: EmbeddingStub.load_from_checkpoint(path)."
             )
 
-    def _align_batches_of_the_epoch(self, sampler: WindowSampler) -> None:
+    def _align_batches_of_the_epoch(self) -> None:
         """Where batches have another size now, tell Lightning, which counts batches, how many the epoch still has."""
         assert self.trainer
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        counters_restored = progress.total.processed == self._restored["batches"]
+        sampler = self._train_sampler
         whole_epochs = self.trainer.limit_train_batches == 1.0
-        if counters_restored and whole_epochs and self._restored["global_batch"] != sampler.global_batch:
-            current = progress.current
-            shift = len(sampler) - sampler.batches_from(self._restored["window"]) - current.processed
-            for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
-                setattr(current, count, getattr(current, count) + shift)
+        if not whole_epochs or self._restored["global_batch"] == sampler.global_batch:
+            return
+        # In the checkpoint, from which Lightning takes its counters only after this.
+        loops = self.trainer._checkpoint_connector._loaded_checkpoint["loops"]
+        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["is_last_batch"]:  # it is over, also if what was left out would make a batch of the new size
+            self._restored = {**self._restored, "epoch": self._restored["epoch"] + 1, "window": 0}
+            batches_left = 0
+        else:
+            batches_left = sampler.batches_from(self._restored["window"])
+            progress["is_last_batch"] = not batches_left
+        current = progress["current"]
+        shift = len(sampler) - batches_left - current["processed"]
+        for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
+            current[count] += shift
 
 
 def _set_up(dataset: GPTDatasetV1 | None) -> GPTDatasetV1:
@@ -441,6 +456,18 @@ def _split_line(dataset: GPTDatasetV1, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
 
 
-def _leave_ctrl_c_to_the_main_process(worker_id: int) -> None:
-    """The terminal sends Ctrl-C to every process; a worker that died of it would take the run's checkpoint along."""
+def _leave_signals_to_the_main_process(worker_id: int) -> None:
+    """A terminal sends Ctrl-C to every process, and ``timeout``, systemd and Slurm send SIGTERM to every process.
+
+    A worker that died of it would take the run's checkpoint along. By a SIGTERM from the main process it ends.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -129,11 +129,16 @@ class WindowSampler(DistributedSampler):
         seed: Decides the order.
         shuffle: global permutes all windows, block those of neighbouring blocks (:func:`permute_in_blocks`), each in
             another order each epoch; False keeps their order. True is global.
-        drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, the
-            processes share them as evenly as can be; with fewer windows than processes, some get none.
+        drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, several
+            processes share the windows of the last two global batches evenly, so that all have the same number of
+            batches: processes that talk to each other in every batch would otherwise wait for ever. A batch is empty
+            only where there are too few windows for that: fewer than processes, or a batch size of 1.
         rank: Which of the processes this is, from 0.
         world_size: Number of processes.
         position: Asked at the start of each pass where to begin. None begins pass number k at epoch k.
+
+    Raises:
+        ValueError: If there is a ``position`` and several processes, and not ``drop_last``.
     """
 
     def __init__(
@@ -147,6 +152,8 @@ class WindowSampler(DistributedSampler):
         world_size: int = 1,
         position: Callable[[], Position] | None = None,
     ) -> None:
+        if position and world_size > 1 and not drop_last:
+            raise ValueError("several processes that begin within an epoch take drop_last.")
         super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
         self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
         self.num_windows = num_windows
@@ -164,6 +171,9 @@ class WindowSampler(DistributedSampler):
         else:
             epoch, window = self.epoch, 0
             self.epoch += 1
+        if self.num_replicas > 1 and not self.drop_last:
+            yield from self._even_batches(epoch)
+            return
         remaining = len(self)
         while remaining:
             num_batches = min(self.batches_from(window), remaining, max(_AT_A_TIME // self.global_batch, 1))
@@ -172,12 +182,8 @@ class WindowSampler(DistributedSampler):
                 continue
             stop = min(window + num_batches * self.global_batch, self.num_windows)
             windows = self._windows(epoch, window, stop)
-            for start in range(0, len(windows), self.global_batch):
-                share = windows[start : start + self.global_batch]
-                if self.num_replicas > 1:
-                    share = np.array_split(share, self.num_replicas)[self.rank]
-                if len(share):
-                    yield share
+            for start in range(self.rank * self.batch_size, len(windows), self.global_batch):
+                yield windows[start : start + self.batch_size]
             window, remaining = stop, remaining - num_batches
 
     def after(self, position: Position, num_batches: int) -> Position:
@@ -193,6 +199,18 @@ class WindowSampler(DistributedSampler):
         """Global batches between a window and the end of its epoch."""
         full, rest = divmod(self.num_windows - window, self.global_batch)
         return full + (rest > 0 and not self.drop_last)
+
+    def _even_batches(self, epoch: int) -> Iterator[np.ndarray]:
+        """This process's batches of an epoch, the last two global batches of which are cut into pieces of one size."""
+        num_full = max(len(self) - 2, 0)
+        rest_from = num_full * self.global_batch
+        for start in range(self.rank * self.batch_size, rest_from, self.global_batch):
+            yield self._windows(epoch, start, start + self.batch_size)
+        rest, pieces = self.num_windows - rest_from, (len(self) - num_full) * self.num_replicas
+        for piece in range(self.rank, pieces, self.num_replicas):
+            # Rounded up, so that no process has more windows than the first.
+            start, stop = (rest_from + -(-rest * number // pieces) for number in (piece, piece + 1))
+            yield self._windows(epoch, start, stop)
 
     def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         positions = np.arange(start, stop)

@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,8 +75,8 @@ class RunCheckpoint(Checkpoint):
     Without a logger a run has no folder, and nothing is kept.
 
     The first Ctrl-C or SIGTERM lets the step end, with all batches that it accumulates, saves last.ckpt, and ends the
-    program with status 130 or 143; a second one ends it at once. A validation that is stopped so is not repeated when
-    the run goes on.
+    program with status 130 or 143; a second one ends it at once. A validation that is stopped begins anew when the run
+    goes on.
 
     Args:
         every_n_steps: Optimizer steps from one last.ckpt to the next. It is also kept at the end of each epoch, and
@@ -93,6 +95,9 @@ class RunCheckpoint(Checkpoint):
         self.folder: Path | None = None
         self.best_score = float("inf")
         self._seen_step = 0
+        self._step_is_done = True
+        self._saving_is_due = False
+        self._stopping = False
         self._signal = 0
         self._former_handlers: dict[int, Any] = {}
 
@@ -100,25 +105,41 @@ class RunCheckpoint(Checkpoint):
         folder = folder_of(trainer)
         self.folder = folder / "checkpoints" if folder else None
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_signals(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
-        self._signal = 0
-        if self.folder and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former_handlers[number] = signal.signal(number, self._on_signal)
+        self._step_is_done = True
+        self._stopping = False
+        self._take_signals(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not at the end of the batch before, after which Lightning writes its losses.
+        self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Between two steps there is half of an accumulated gradient, which no checkpoint holds.
-        if trainer.global_step == self._seen_step:
+        self._step_is_done = trainer.global_step > self._seen_step
+        if not self._step_is_done:
             return
+        self._saving_is_due = (
+            trainer.should_stop
+            or trainer.global_step == trainer.max_steps
+            or trainer.global_step // self.every_n_steps > self._seen_step // self.every_n_steps
+        )
         self._seen_step = trainer.global_step
-        stop = self._asked_to_stop(trainer)
-        if stop or trainer.should_stop or self._seen_step in (trainer.max_steps, self._next_saving()):
-            self._save(trainer, "last.ckpt")
-        if stop:
-            self._stop()
+        # A run that goes on from here would leave out what comes between this step and the next.
+        epoch_loop, data_fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert data_fetcher, "it has just given the batch"
+        validation_follows = epoch_loop._should_check_val_fx(data_fetcher)
+        if not validation_follows and not epoch_loop.batch_progress.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_and_stop_in_validation(trainer)
 
     def on_validation_batch_end(
         self,
@@ -129,9 +150,7 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._asked_to_stop(trainer):
-            self._save(trainer, "last.ckpt")
-            self._stop()
+        self._save_and_stop_in_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor)
@@ -142,7 +161,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch that max_steps cut off is not over: what was saved at its last step is the state to go on from.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save(trainer, "last.ckpt")
+            self._saving_is_due = True
+            self._save_if_due(trainer)
+            self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_signals_back()
@@ -156,8 +177,37 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
-    def _next_saving(self) -> int:
-        return -(-self._seen_step // self.every_n_steps) * self.every_n_steps
+    def _save_and_stop_in_validation(self, trainer: Trainer) -> None:
+        # A validation may also come while a gradient is half accumulated; then the end of the step is waited for.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
+            self._save_if_due(trainer)
+            self._stop_if_asked(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        self._stopping = self._asked_to_stop(trainer)
+        if self._stopping or self._saving_is_due:
+            self._saving_is_due = False
+            if trainer.validating:
+                self._save_before_the_validation(trainer)
+            else:
+                self._save(trainer, "last.ckpt")
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if self._stopping:
+            # When one of the processes that it started ends with another status than 0, Lightning kills this one.
+            started_by_lightning = trainer.local_rank > 0
+            raise SystemExit(0 if started_by_lightning else 128 + (self._signal or signal.SIGTERM))
+
+    def _save_before_the_validation(self, trainer: Trainer) -> None:
+        """Save such that a run which goes on from there begins with the validation that is under way."""
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        reached = progress.state_dict()
+        # This is how Lightning counts when a validation breaks off in its first batch.
+        progress.reset()
+        progress.increment_ready()
+        progress.increment_started()
+        self._save(trainer, "last.ckpt")
+        progress.load_state_dict(reached)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is None:
@@ -168,21 +218,32 @@ class RunCheckpoint(Checkpoint):
             _put_in_place(aside, path)
         trainer.strategy.barrier()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _take_signals(self, trainer: Trainer) -> None:
+        if self.folder and not self._former_handlers and threading.current_thread() is threading.main_thread():
+            self._signal = 0
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former_handlers[number] = signal.signal(number, partial(self._on_signal, trainer))
+
+    def _on_signal(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise SystemExit(128 + number)
+            self._end_at_once(trainer, number)
         self._signal = number
         # Not print(): the signal may have come in the middle of one.
         os.write(2, b"\nStopping when this step is done. Once more stops at once, and loses what is not saved.\n")
+
+    def _end_at_once(self, trainer: Trainer, number: int) -> None:
+        if trainer.world_size == 1:
+            raise SystemExit(128 + number)
+        # One of several that ended in good order would wait for the others, which are not at the same place.
+        if trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        os._exit(128 + number)
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
         """Whether a signal came, to this process or another: all must stop at the same step."""
         if trainer.world_size == 1:
             return bool(self._signal)
         return trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False)
-
-    def _stop(self) -> None:
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
     def _give_signals_back(self) -> None:
         for number, handler in self._former_handlers.items():

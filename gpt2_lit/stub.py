@@ -151,10 +151,12 @@ class EmbeddingStub(LightningModule):
         return hidden
 
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
-        # The mean weighs each batch by its tokens: the last one may be smaller.
         input_ids, target_ids, position_ids = _parts(batch)
         hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids))
-        metrics.update(self.embedding.next_token_loss(hidden, target_ids), weight=target_ids.numel())
+        # With fewer windows than processes some get an empty batch, the mean loss of which would be no number.
+        loss = self.embedding.next_token_loss(hidden, target_ids) if len(target_ids) else hidden.sum()
+        # The mean weighs each batch by its tokens: not all have as many.
+        metrics.update(loss, weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
 
 

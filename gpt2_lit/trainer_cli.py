@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import signal
 import sys
 import tempfile
@@ -242,11 +243,12 @@ class RunReport(Callback):
         folder = folder_of(trainer)
         if folder is None or not trainer.is_global_zero:
             return
+        checkpoint = shlex.quote(str(folder / "checkpoints" / "last.ckpt"))
         print(
             f"{news}\n  logs and checkpoints  {folder}\n"
-            f"  look at the norms     tensorboard --logdir {folder.parent}, then open\n"
+            f"  look at the norms     tensorboard --logdir {shlex.quote(str(folder.parent))}, then open\n"
             "                        http://localhost:6006/?tagFilter=embedding_&smoothing=0#timeseries\n"
-            f"  {purpose:<20}  {self.prog} fit --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}{options}",
+            f"  {purpose:<20}  {self.prog} fit --ckpt_path {checkpoint}{options}",
             flush=True,
         )
 

@@ -1,12 +1,20 @@
 """Two processes on this machine, as DistributedDataParallel starts them from the command line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SMALL, logged
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.run import RunCheckpoint, RunLogger
 
 
 class Record(Callback):
@@ -14,6 +22,12 @@ class Record(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for loader in (trainer.train_dataloader, trainer.val_dataloaders):
+            sampler = loader.sampler
+            with open(self.folder / f"samplers-{trainer.global_rank}", "a") as file:
+                print(f"{type(sampler).__module__}.{type(sampler).__name__}", sampler.rank, file=file)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.write("train", trainer, batch)
@@ -52,6 +66,9 @@ def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fi
 
     pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
     assert [first + second for first, second in pairs] == batches(one, "train", 0)
+    for rank in (0, 1):
+        samplers = (two / f"samplers-{rank}").read_text().splitlines()
+        assert samplers == 2 * [f"gpt2_lit.order.WindowSampler {rank}"], "as they are, not wrapped"
     validated = [window for rank in (0, 1) for batch in batches(two, "val", rank) for window in batch]
     assert sorted(validated) == sorted(window for batch in batches(one, "val", 0) for window in batch)
 
@@ -72,3 +89,62 @@ def test_a_run_of_one_process_goes_on_in_two(fit: Any, tmp_path: Path) -> None:
     pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
     together = [first + second for first, second in pairs]
     assert batches(one, "train", 0) + together == batches(whole, "train", 0)
+
+
+class Mask(nn.Module):
+    """Leaves the vectors as they are. In validation too, DDP sends a buffer to all processes, in each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(1))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors * self.mask
+
+
+def val_loss(folder: Path, num_windows: int, batch_size: int, processes: int) -> float:
+    """What a fit logs for validation windows of 4 tokens: the words w0, w1, ..., so that the windows differ."""
+    text = folder / f"{num_windows}.txt"
+    text.write_text(" ".join(f"w{i}" for i in range(4 * num_windows + 1)))
+    source = folder / "train.txt"
+    source.write_text(" ".join(f"w{i}" for i in range(100)))
+    seed_everything(1, verbose=False)
+    data = GPTDataModule(source, "words", context_size=4, batch_size=batch_size, val_source=text)
+    model = EmbeddingStub(
+        data.vocab_size, 8, 4, init="normal", backbone=Mask(), optimizer=lambda p: torch.optim.SGD(p, lr=0)
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
+        max_steps=1,
+        limit_train_batches=1,
+        logger=RunLogger(str(folder)),
+        callbacks=[RunCheckpoint(every_n_steps=1)],  # whose processes ask each other in each batch
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, data)
+    return float(trainer.callback_metrics["val/loss"])
+
+
+# One that another process has not, and one behind the last full global batch; and an even number.
+FEW_WINDOWS = [(1, 4), (9, 4), (16, 4), (3, 1)]
+
+
+def test_the_loss_of_validation_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    code = f"""
+import json, pathlib, test_distributed
+folder = pathlib.Path({str(tmp_path)!r})
+losses = [[test_distributed.val_loss(folder, *few, n) for n in (1, 2)] for few in test_distributed.FEW_WINDOWS]
+print(json.dumps(losses))
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    losses = json.loads(ended.stdout.splitlines()[-1])
+    assert len({round(one, 3) for one, _ in losses}) == len(FEW_WINDOWS)
+    assert [two for _, two in losses] == pytest.approx([one for one, _ in losses], rel=1e-6)

@@ -6,7 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gpt2_lit.order import ORDER_VERSION, Position, WindowSampler, permute
+from gpt2_lit.order import (
+    BLOCK_WINDOWS,
+    GROUP_BLOCKS,
+    ORDER_VERSION,
+    Position,
+    Shuffle,
+    WindowSampler,
+    _keys,
+    _mix,
+    permute,
+    permute_in_blocks,
+)
+
+GROUP = GROUP_BLOCKS * BLOCK_WINDOWS
+SHUFFLES = {"global": permute, "block": permute_in_blocks}
 
 
 @pytest.mark.parametrize("num_windows", [*range(1, 301), 1000, 4096, 4097, 65_535, 65_537, 100_003])
@@ -24,6 +38,121 @@ def test_windows_of_any_places_are_different_and_in_range(num_windows, seed, epo
     windows = permute(positions, num_windows, seed, epoch).tolist()
     assert len(set(windows)) == len(positions)
     assert all(0 <= window < num_windows for window in windows)
+
+
+def place_of(window: int, num_windows: int, seed: int, epoch: int) -> int:
+    """The order backwards, one number at a time: each round undoes itself, the last first."""
+    bits = max((num_windows - 1).bit_length(), 6)
+    right_bits, left_bits = bits // 2, bits - bits // 2
+    while True:
+        left, right = window >> right_bits, window & ((1 << right_bits) - 1)
+        for i, key in reversed(list(enumerate(_keys(seed, epoch).tolist()))):
+            if i % 2:
+                right ^= int(_mix(np.array([left ^ key], np.uint64))[0]) >> (64 - right_bits)
+            else:
+                left ^= int(_mix(np.array([right ^ key], np.uint64))[0]) >> (64 - left_bits)
+        window = left << right_bits | right
+        if window < num_windows:
+            return window
+
+
+@given(st.integers(1, 2**62), st.integers(-(2**63), 2**63 - 1), st.integers(0, 10**6), st.data())
+@settings(deadline=None, max_examples=50)
+def test_from_each_window_there_is_a_way_back_to_its_one_place(num_windows, seed, epoch, data):
+    place = data.draw(st.integers(0, num_windows - 1))
+    (window,) = permute(np.array([place]), num_windows, seed, epoch).tolist()
+    assert place_of(window, num_windows, seed, epoch) == place
+
+
+# Around a block, a group, and a group with a block that is not full.
+BLOCK_SIZES = [*range(1, 10), 255, 256, 257, 511, 512, 1000, GROUP - 1, GROUP, GROUP + 1, GROUP + 257, 3 * GROUP + 1000]
+
+
+@pytest.mark.parametrize("num_windows", BLOCK_SIZES)
+def test_each_window_has_one_place_in_an_epoch_in_blocks(num_windows):
+    for seed, epoch in [(7, 3), (-1, 0)]:
+        windows = permute_in_blocks(np.arange(num_windows), num_windows, seed, epoch)
+        assert windows.dtype == np.int64
+        assert np.array_equal(np.sort(windows), np.arange(num_windows))
+
+
+@given(st.integers(1, 2**62), st.integers(-(2**63), 2**63 - 1), st.integers(0, 10**6), st.data())
+@settings(deadline=None, max_examples=100)
+def test_windows_of_any_places_are_different_and_in_range_in_blocks(num_windows, seed, epoch, data):
+    places = st.lists(st.integers(0, num_windows - 1), unique=True, max_size=50)
+    positions = np.array(data.draw(places), dtype=np.int64)
+    windows = permute_in_blocks(positions, num_windows, seed, epoch).tolist()
+    assert len(set(windows)) == len(positions)
+    assert all(0 <= window < num_windows for window in windows)
+
+
+@given(st.sampled_from(BLOCK_SIZES), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_part_of_the_order_in_blocks_can_be_had_alone(num_windows, data):
+    places = np.array(data.draw(st.lists(st.integers(0, num_windows - 1), max_size=20)), dtype=np.int64)
+    whole = permute_in_blocks(np.arange(num_windows), num_windows, seed=1, epoch=2)
+    assert np.array_equal(permute_in_blocks(places, num_windows, seed=1, epoch=2), whole[places])
+
+
+def blocks_read(windows: np.ndarray, num_windows: int) -> int:
+    """The fewest stretches of 256 neighbours that hold these windows; the last window has the first as neighbour."""
+    windows = np.sort(windows)
+    gaps = np.diff(windows, append=windows[0] + num_windows)
+    starts = np.flatnonzero(gaps > 1)
+    stretches = np.diff(starts, append=starts[0] + len(windows)) if len(starts) else np.array([len(windows)])
+    return int((-(-stretches // BLOCK_WINDOWS)).sum())
+
+
+def test_a_group_of_positions_reads_only_as_many_blocks_as_it_has():
+    num_windows = 5 * GROUP + 1000
+    order = permute_in_blocks(np.arange(num_windows), num_windows, seed=3, epoch=1)
+    groups = [order[start : start + GROUP] for start in range(0, num_windows, GROUP)]
+    assert [blocks_read(group, num_windows) for group in groups] == [*[GROUP_BLOCKS] * 5, 4]
+    assert blocks_read(permute(np.arange(GROUP), num_windows, seed=3, epoch=1), num_windows) > 100 * GROUP_BLOCKS
+
+
+def test_within_a_group_the_blocks_mix_evenly():
+    num_windows = 3 * GROUP
+    order = permute_in_blocks(np.arange(num_windows), num_windows, seed=3, epoch=1)
+    first = int(_keys(3, 1, 1)[0] % np.uint64(num_windows))
+    blocks = (order[:GROUP] - first) % num_windows // BLOCK_WINDOWS
+    names, blocks = np.unique(blocks, return_inverse=True)
+    assert len(names) == GROUP_BLOCKS
+    # In each sixteenth of the group a block has about 16 of its 256 windows.
+    counts = np.zeros((16, GROUP_BLOCKS))
+    np.add.at(counts, (np.arange(GROUP) * 16 // GROUP, blocks), 1)
+    assert is_plausible(((counts - 16) ** 2 / 16).sum(), freedom=15 * 63)
+    assert np.diff(names).max() > 1, "which are not neighbours"
+
+
+def test_in_blocks_too_other_windows_sit_out_each_epoch():
+    """What is left behind the last whole block comes last, so that it is what drop_last leaves out."""
+    num_windows = 2 * BLOCK_WINDOWS + 3
+    last = [
+        set(permute_in_blocks(np.arange(num_windows - 3, num_windows), num_windows, 5, epoch)) for epoch in range(60)
+    ]
+    assert len(set.union(*last)) > 120, "of at most 180"
+
+
+def test_the_order_in_blocks_never_changes_within_a_version():
+    """As for the global order: checkpoints are places in it."""
+    assert ORDER_VERSION == 1
+    ten = {key: permute_in_blocks(np.arange(10), 10, *key).tolist() for key in [(42, 0), (42, 1), (-1, 0)]}
+    assert ten == {
+        (42, 0): [6, 2, 5, 1, 0, 8, 9, 4, 3, 7],
+        (42, 1): [2, 8, 9, 5, 3, 4, 0, 7, 1, 6],
+        (-1, 0): [9, 0, 8, 3, 7, 6, 4, 2, 5, 1],
+    }
+    n = 10**12
+    places = np.array([0, 1, 2, GROUP, n // 2, n - 1])
+    assert permute_in_blocks(places, n, seed=42, epoch=0).tolist() == [
+        871736993480,
+        576131259696,
+        156394836984,
+        134324643862,
+        696542859898,
+        492144873001,
+    ]
 
 
 def test_a_part_of_the_order_can_be_had_alone():
@@ -83,9 +212,11 @@ def batches(sampler: WindowSampler, num_passes: int = 1) -> list[list[int]]:
     return [batch.tolist() for _ in range(num_passes) for batch in sampler]
 
 
-def epoch_in_batches(num_windows: int, batch_size: int, seed: int, epoch: int, drop_last: bool) -> list[list[int]]:
+def epoch_in_batches(
+    num_windows: int, batch_size: int, seed: int, epoch: int, drop_last: bool, shuffle: str = "global"
+) -> list[list[int]]:
     """The obvious way: the whole order, cut up."""
-    order = permute(np.arange(num_windows), num_windows, seed, epoch).tolist()
+    order = SHUFFLES[shuffle](np.arange(num_windows), num_windows, seed, epoch).tolist() if num_windows else []
     cut = [order[start : start + batch_size] for start in range(0, num_windows, batch_size)]
     return [batch for batch in cut if len(batch) == batch_size or not drop_last]
 
@@ -112,49 +243,92 @@ def test_without_shuffling_windows_come_in_reading_order():
     assert batches(sampler, num_passes=2) == 2 * [[0, 1, 2], [3, 4, 5], [6]]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_windows", [0, 5, 24, 47])
-def test_processes_together_follow_the_order_of_one(num_windows, world_size):
-    ranks = [WindowSampler(num_windows, 3, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)]
+@given(
+    num_windows=st.integers(0, 700),
+    batch_size=st.integers(1, 8),
+    world_size=st.integers(1, 5),
+    shuffle=st.sampled_from(["global", "block", False]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=150)
+def test_processes_together_follow_the_order_of_one(num_windows, batch_size, world_size, shuffle, data):
+    start = Position(2, data.draw(st.integers(0, num_windows)))
+    position = data.draw(st.sampled_from([None, lambda: start]))
+
+    def sampler(batch_size: int, rank: int = 0, world_size: int = 1) -> WindowSampler:
+        return WindowSampler(num_windows, batch_size, 5, shuffle, True, rank, world_size, position)
+
+    one = sampler(batch_size * world_size)
+    ranks = [sampler(batch_size, rank, world_size) for rank in range(world_size)]
     steps = zip(*(batches(rank, num_passes=2) for rank in ranks), strict=True)
     together = [list(itertools.chain(*shares)) for shares in steps]
-    one = WindowSampler(num_windows, 3 * world_size, seed=5)
     assert together == batches(one, num_passes=2)
-    assert num_windows - sum(map(len, together)) // 2 < 3 * world_size
-    assert all(len(rank) == len(one) for rank in ranks)
+    assert all(len(rank) == len(one) == len(together) / 2 for rank in ranks)
+    assert num_windows - len(one) * one.global_batch < batch_size * world_size, "less than a global batch sits out"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_windows", [0, 1, 2, 5, 24, 47])
-def test_without_drop_last_each_window_comes_once_whatever_the_number_of_processes(num_windows, world_size):
-    ranks = [WindowSampler(num_windows, 3, drop_last=False, rank=r, world_size=world_size) for r in range(world_size)]
-    shares = [list(itertools.chain(*batches(rank))) for rank in ranks]
-    assert all(map(len, itertools.chain(*map(batches, ranks))))
-    assert sorted(itertools.chain(*shares)) == list(range(num_windows))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+@given(
+    num_windows=st.integers(0, 100),
+    batch_size=st.integers(1, 8),
+    world_size=st.integers(1, 5),
+    shuffle=st.sampled_from(["global", "block", False]),
+)
+@settings(deadline=None, max_examples=150)
+def test_without_drop_last_each_window_comes_once_and_all_processes_have_as_many_batches(
+    num_windows, batch_size, world_size, shuffle
+):
+    ranks = [
+        WindowSampler(num_windows, batch_size, 5, shuffle, drop_last=False, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    batches_of = [batches(rank) for rank in ranks]
+    windows_of = [list(itertools.chain(*of_rank)) for of_rank in batches_of]
+    assert sorted(itertools.chain(*windows_of)) == list(range(num_windows))
+    assert {len(of_rank) for of_rank in batches_of} == {len(rank) for rank in ranks} == {len(ranks[0])}
+    assert len(windows_of[0]) == max(map(len, windows_of)) <= min(map(len, windows_of)) + 2
+    one = batches(WindowSampler(num_windows, batch_size * world_size, 5, shuffle, drop_last=False))
+    together = [list(itertools.chain(*shares)) for shares in zip(*batches_of, strict=True)]
+    assert together[:-2] == one[:-2], "so that limit_val_batches means the same"
+    sizes = [len(batch) for of_rank in batches_of for batch in of_rank]
+    assert max(sizes, default=0) <= batch_size
+    if num_windows >= world_size and batch_size > 1:
+        assert min(sizes) > 0
+
+
+def test_a_place_within_an_epoch_has_no_meaning_for_processes_that_share_what_is_left():
+    with pytest.raises(ValueError, match="take drop_last"):
+        WindowSampler(10, 2, drop_last=False, world_size=2, position=lambda: Position(0, 4))
+
+
+@pytest.mark.parametrize("shuffle", ["global", "block"])
+def test_other_windows_sit_out_each_epoch(shuffle: Shuffle):
+    ranks = [WindowSampler(45, 2, seed=5, shuffle=shuffle, rank=rank, world_size=4) for rank in range(4)]
+    epochs = [set(itertools.chain(*itertools.chain(*map(batches, ranks)))) for _ in range(40)]
+    assert {len(windows) for windows in epochs} == {40}
+    left_out = [set(range(45)) - windows for windows in epochs]
+    assert len(set.union(*left_out)) > 40, "in turns"
 
 
 @given(
     num_windows=st.integers(1, 60),
     batch_size=st.integers(1, 8),
     drop_last=st.booleans(),
+    shuffle=st.sampled_from(list(SHUFFLES)),
     epoch=st.integers(0, 3),
     data=st.data(),
 )
 @settings(deadline=None, max_examples=150)
 def test_from_any_position_on_come_the_rest_of_the_epoch_and_then_the_next_ones(
-    num_windows, batch_size, drop_last, epoch, data
+    num_windows, batch_size, drop_last, shuffle, epoch, data
 ):
     window = data.draw(st.integers(0, num_windows))
-    sampler = WindowSampler(
-        num_windows, batch_size, seed=5, drop_last=drop_last, position=lambda: Position(epoch, window)
-    )
+    sampler = WindowSampler(num_windows, batch_size, 5, shuffle, drop_last, position=lambda: Position(epoch, window))
     # From a window within a batch on, as after a change of the batch size, batches are counted from that window.
-    order = permute(np.arange(num_windows), num_windows, 5, epoch).tolist()[window:]
+    order = SHUFFLES[shuffle](np.arange(num_windows), num_windows, 5, epoch).tolist()[window:]
     rest = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if drop_last:
         rest = [batch for batch in rest if len(batch) == batch_size]
-    tail = rest + epoch_in_batches(num_windows, batch_size, 5, epoch + 1, drop_last)
+    tail = rest + epoch_in_batches(num_windows, batch_size, 5, epoch + 1, drop_last, shuffle)
     assert batches(sampler) == tail[: len(sampler)]
 
 

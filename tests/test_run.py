@@ -1,8 +1,7 @@
+import contextlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import torch
 from conftest import SMALL, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 
-from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit import EmbeddingStub, GPTDataModule, order
+from gpt2_lit.prepare import prepare
 from gpt2_lit.run import RunCheckpoint, RunLogger, find_checkpoint
 
 EPOCH = 11  # batches: 44 windows of 4 tokens and one that is left, 4 windows a batch
@@ -20,14 +21,22 @@ TEXT = " ".join(f"w{i}" for i in range(181))
 
 
 class Watch(Callback):
-    """Keeps the windows that were trained on, batch by batch, and breaks off in the batch with this number."""
+    """Keeps the windows that were trained on, batch by batch, and breaks off in the batch with this number.
 
-    def __init__(self, break_in: int | None = None, interrupt_validation: bool = False) -> None:
+    Or, in ``interrupt``, gets Ctrl-C: in a training batch, a validation batch, or at the end of an epoch, when it has
+    seen this number of training batches.
+    """
+
+    def __init__(self, break_in: int | None = None, interrupt: tuple[str, int] | None = None) -> None:
         self.trained: list[list[int]] = []
         self.break_in = break_in
-        self.interrupt_validation = interrupt_validation
+        self.interrupt = interrupt
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.interrupt_in("sanity check")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.interrupt_in("training")
         if len(self.trained) == self.break_in:
             raise ConnectionError("the power went")
 
@@ -35,7 +44,14 @@ class Watch(Callback):
         self.trained.append(batch.input_ids[:, 0].tolist())
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.interrupt_validation and len(self.trained) == EPOCH and batch_idx == 0:
+        if batch_idx == 1:
+            self.interrupt_in("validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.interrupt_in("epoch end")
+
+    def interrupt_in(self, place: str) -> None:
+        if self.interrupt == (place, len(self.trained)):
             signal.raise_signal(signal.SIGINT)
 
 
@@ -47,6 +63,20 @@ class EstimatingStub(EmbeddingStub):
         return super().configure_optimizers()
 
 
+class RestoresLate(SingleDeviceStrategy):
+    """Restores as the strategies do that shard a model: when the optimizer is there, and the loaders may be too."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu")
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+StrategyRegistry.register("restores late", RestoresLate)
+
+
 def flat(batches: list[list[int]]) -> list[int]:
     return [window for batch in batches for window in batch]
 
@@ -56,11 +86,13 @@ def train(
     text: Path,
     checkpoint: Path | None = None,
     break_in: int | None = None,
-    interrupt_validation: bool = False,
+    interrupt: tuple[str, int] | None = None,
     every_n_steps: int = 10**6,
     num_workers: int = 0,
     val_fraction: float = 0.0,
     batch_size: int = 4,
+    shuffle: Any = "global",
+    tokenizer: str = "words",
     model: type[EmbeddingStub] = EmbeddingStub,
     **options: Any,
 ) -> tuple[list[list[int]], torch.Tensor]:
@@ -68,14 +100,15 @@ def train(
     seed_everything(1, verbose=False)
     data = GPTDataModule(
         text,
-        tokenizer="words",
+        tokenizer,
         context_size=4,
         batch_size=batch_size,
         val_fraction=val_fraction,
         num_workers=num_workers,
+        shuffle=shuffle,
     )
     stub = model(data.vocab_size, embed_dim=8, context_size=4)
-    watch = Watch(break_in, interrupt_validation)
+    watch = Watch(break_in, interrupt)
     trainer = Trainer(
         **({"max_epochs": 3} | options),
         accelerator="cpu",
@@ -85,12 +118,13 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    try:
+    ends = contextlib.nullcontext()
+    if interrupt:
+        ends = pytest.raises(SystemExit, match="130")
+    elif break_in:
+        ends = pytest.raises(ConnectionError)
+    with ends:
         trainer.fit(stub, data, ckpt_path=checkpoint, weights_only=True)
-    except ConnectionError:
-        assert break_in is not None
-    except SystemExit:
-        assert interrupt_validation
     return watch.trained, stub.embedding.token_embedding.weight.detach()
 
 
@@ -142,6 +176,16 @@ def text(tmp_path: Path) -> Path:
             14,
             id="with validation",
         ),
+        pytest.param(
+            {"break_in": 16, "every_n_steps": 7, "shuffle": "block"}, {"shuffle": "block"}, 14, id="shuffled in blocks"
+        ),
+        pytest.param({"break_in": 16, "every_n_steps": 7, "shuffle": False}, {"shuffle": False}, 14, id="not shuffled"),
+        pytest.param(
+            {"break_in": 16, "every_n_steps": 7, "strategy": "restores late", "model": EstimatingStub},
+            {"strategy": "restores late", "model": EstimatingStub},
+            14,
+            id="restored after the steps were estimated",
+        ),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_with_the_windows_it_has_not_seen_and_ends_with_the_same_weights(
@@ -156,17 +200,64 @@ def test_a_run_that_was_stopped_goes_on_with_the_windows_it_has_not_seen_and_end
     assert torch.equal(resumed_weights, weights)
 
 
-def test_a_run_that_was_stopped_within_a_validation_goes_on_too(tmp_path: Path, text: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 3, "val_fraction": 0.25}  # 11 batches for training, 4 for validation
+@pytest.mark.parametrize(
+    ("place", "trained_before", "options"),
+    [
+        pytest.param(("sanity check", 0), 1, {}, id="before the first step"),
+        pytest.param(("training", 14), 15, {}, id="within an epoch"),
+        pytest.param(("training", EPOCH - 1), EPOCH, {}, id="in the last step of an epoch"),
+        pytest.param(("training", 3 * EPOCH - 1), 3 * EPOCH, {}, id="in the very last step"),
+        pytest.param(("validation", EPOCH), EPOCH, {}, id="in a validation"),
+        pytest.param(("validation", EPOCH), EPOCH, {"num_workers": 2}, id="in a validation, with workers"),
+        pytest.param(("epoch end", EPOCH), EPOCH, {}, id="at the end of an epoch"),
+        pytest.param(("training", 4), 5, {"val_check_interval": 5}, id="in the step before a validation"),
+        pytest.param(("validation", 5), 5, {"val_check_interval": 5}, id="in a validation within an epoch"),
+        pytest.param(("validation", 5), 5, {"val_check_interval": 5, "max_steps": 27}, id="which max_steps ends"),
+        pytest.param(("training", 12), 14, {"accumulate_grad_batches": 3}, id="in an accumulated step"),
+        pytest.param(
+            ("validation", 5),
+            6,
+            {"val_check_interval": 5, "accumulate_grad_batches": 2},
+            id="in a validation within an accumulated step",
+        ),
+        pytest.param(("training", EPOCH - 1), EPOCH, {"limit_val_batches": 0}, id="in the last step, no validation"),
+        pytest.param(("training", EPOCH - 1), EPOCH, {"check_val_every_n_epoch": 2}, id="with no validation now"),
+        pytest.param(
+            ("training", 2), 3, {"val_check_interval": 3, "check_val_every_n_epoch": None}, id="across epochs"
+        ),
+        pytest.param(("validation", 4), 4, {"limit_train_batches": 4}, id="in a validation, limit_train_batches"),
+    ],
+)
+def test_a_run_that_is_interrupted_goes_on_with_the_same_windows_weights_and_validations(
+    tmp_path: Path, text: Path, place: tuple[str, int], trained_before: int, options: dict[str, Any]
+) -> None:
+    options = {"batch_size": 3, "val_fraction": 0.25, **options}  # 11 batches for training, 4 for validation
     whole, weights = train(tmp_path / "whole", text, **options)
-    before, _ = train(tmp_path / "stopped", text, interrupt_validation=True, **options)
+    before, _ = train(tmp_path / "stopped", text, interrupt=place, **options)
     last = tmp_path / "stopped/version_0/checkpoints/last.ckpt"
     after, resumed_weights = train(tmp_path / "stopped", text, last, **options)
-    assert len(before) == EPOCH
+    assert len(before) == trained_before
     assert before + after == whole
     assert torch.equal(resumed_weights, weights)
-    losses = [logged(tmp_path / name / "version_0")["val/loss"] for name in ("whole", "stopped")]
-    assert losses[1] == losses[0][1:], "the validation that was stopped is not repeated"
+    of_whole, of_both = (logged(tmp_path / name / "version_0") for name in ("whole", "stopped"))
+    for tag in ("train/loss", "val/loss", "epoch"):
+        assert of_both.get(tag) == of_whole.get(tag), tag
+
+
+def test_a_run_on_a_token_store_goes_on_in_blocks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 4)  # so that few windows are many blocks and groups
+    monkeypatch.setattr(order, "GROUP_BLOCKS", 2)
+    (tmp_path / "texts").mkdir()
+    for part in range(3):
+        (tmp_path / f"texts/{part}.txt").write_text(" ".join(f"{part}{i}" for i in range(60)))
+    prepare(tmp_path / "texts", tmp_path / "store", num_processes=1, show_progress=False)
+    options: dict[str, Any] = {"tokenizer": "gpt2", "shuffle": "block", "max_epochs": 2}
+    whole, weights = train(tmp_path / "whole", tmp_path / "store", **options)
+    before, _ = train(tmp_path / "stopped", tmp_path / "store", break_in=16, every_n_steps=7, **options)
+    last = tmp_path / "stopped/version_0/checkpoints/last.ckpt"
+    after, resumed_weights = train(tmp_path / "stopped", tmp_path / "store", last, num_workers=2, **options)
+    assert before[:14] + after == whole
+    assert torch.equal(resumed_weights, weights)
 
 
 def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(tmp_path: Path, text: Path) -> None:
@@ -176,18 +267,30 @@ def test_an_epoch_has_every_window_once_but_those_of_the_batch_that_is_not_full(
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 5)])
+@pytest.mark.parametrize("model", [EmbeddingStub, EstimatingStub])
+@pytest.mark.parametrize(
+    ("before", "after", "num_seen", "left"),
+    [
+        pytest.param(4, 2, 24, 10, id="smaller"),
+        pytest.param(2, 4, 24, 5, id="larger"),
+        pytest.param(4, 5, 24, 4, id="no multiple"),
+        pytest.param(4, 8, 40, 0, id="nothing left for a batch so large"),
+        pytest.param(4, 1, 44, 0, id="an epoch that is over stays so"),
+        pytest.param(8, 2, 40, 0, id="an epoch that is over, and left out more"),
+    ],
+)
 def test_with_another_batch_size_the_epoch_still_has_every_window_once(
-    tmp_path: Path, text: Path, before: int, after: int
+    tmp_path: Path, text: Path, before: int, after: int, num_seen: int, left: int, model: type[EmbeddingStub]
 ) -> None:
-    first, _ = train(tmp_path, text, batch_size=before, max_steps=24 // before)
+    first, _ = train(tmp_path, text, batch_size=before, max_steps=num_seen // before, model=model)
     last = tmp_path / "version_0/checkpoints/last.ckpt"
-    then, _ = train(tmp_path, text, last, batch_size=after, max_epochs=2)
-    left = (45 - 24) // after
+    then, _ = train(tmp_path, text, last, batch_size=after, max_epochs=2, model=model)
     assert len(then) == left + 45 // after
     epoch = flat(first + then[:left])
-    assert len(epoch) == len(set(epoch)) == 24 + left * after
+    assert len(epoch) == len(set(epoch)) == num_seen + left * after
     assert len(set(flat(then[left:]))) == 45 // after * after
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert logged(tmp_path / "version_0")["epoch"][-1][1] == 1
 
 
 def test_best_is_the_checkpoint_with_the_lowest_val_loss_also_after_going_on(tmp_path: Path, text: Path) -> None:
@@ -227,48 +330,6 @@ def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: 
     assert find_checkpoint("last", tmp_path).parts[-3] == "version_10"
     with pytest.raises(FileNotFoundError, match=r"no run in .* has a best.ckpt"):
         find_checkpoint("best", tmp_path)
-
-
-def start_and_wait_for_step(
-    start: Callable[..., subprocess.Popen], folder: Path, *options: str, step: int = 20
-) -> subprocess.Popen:
-    process = start("fit", *SMALL, "--trainer.max_epochs=500", "--checkpoint.every_n_steps=1", *options)
-    last = folder / "logs/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if last.exists() and torch.load(last, weights_only=True)["global_step"] >= step:
-            return process
-        time.sleep(0.05)
-    raise AssertionError(process.communicate()[0])
-
-
-@pytest.mark.parametrize(
-    ("number", "status", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 2)],
-)
-def test_a_program_that_is_stopped_by_a_signal_goes_on_and_ends_with_the_weights_of_one_that_was_not(
-    start: Any, program: Any, tmp_path: Path, number: int, status: int, workers: int
-) -> None:
-    process = start_and_wait_for_step(start, tmp_path, f"--data.num_workers={workers}")
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status
-    last = tmp_path / "logs/version_0/checkpoints/last.ckpt"
-    stopped_at = torch.load(last, weights_only=True)["global_step"]
-    if number != signal.SIGKILL:
-        assert f"stopped at step {stopped_at}" in output
-        assert "--ckpt_path logs/version_0/checkpoints/last.ckpt" in output
-        assert "Traceback" not in output
-
-    steps = stopped_at + 15
-    status, output = program("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}")
-    assert status == 0, output
-    status, output = program("fit", *SMALL, "--trainer.max_epochs=500", f"--trainer.max_steps={steps}")
-    assert status == 0, output
-    resumed = torch.load(last, weights_only=True)
-    whole = torch.load(tmp_path / "logs/version_1/checkpoints/last.ckpt", weights_only=True)
-    assert resumed["global_step"] == whole["global_step"] == steps
-    assert all(torch.equal(resumed["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
 
 
 def test_a_second_signal_stops_at_once(start: Any) -> None:
