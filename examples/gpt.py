@@ -159,7 +159,7 @@ class GPT(nn.Module):
 
     def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         hidden = self.blocks(self.embedding(input_ids))
-        return F.linear(hidden, self.embedding.token_embedding.weight)
+        return self.embedding.logits(hidden)
 
 
 def next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
