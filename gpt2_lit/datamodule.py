@@ -57,11 +57,14 @@ class GPTDataModule(LightningDataModule):
     function of the seed and the number of windows trained on: the same for any number of workers, another each epoch,
     and a run that was stopped goes on with the windows that it has not seen.
 
-    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass is an epoch::
+    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass over a loader is the next
+    epoch, and a new loader begins with the first::
 
         data = GPTDataModule("tale.txt", context_size=32)
         data.setup("fit")
-        for input_ids, target_ids in data.train_dataloader(): ...
+        loader = data.train_dataloader()
+        for epoch in range(6):
+            for input_ids, target_ids in loader: ...
 
     Args:
         source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three also
