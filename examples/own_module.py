@@ -72,7 +72,7 @@ def main() -> None:
     data = GPTDataModule(tokenizer="words", context_size=128, stride=32, batch_size=4, val_fraction=0.0)
     model = LitGPT(data.vocab_size, data.context_size)
     logger = TensorBoardLogger("logs", name="own_module")
-    Trainer(max_epochs=20, gradient_clip_val=1.0, logger=logger, log_every_n_steps=5).fit(model, data)
+    Trainer(max_epochs=30, gradient_clip_val=1.0, logger=logger, log_every_n_steps=5).fit(model, data)
     print(continue_text(model, data, "The Rain Book", num_tokens=100, temperature=0.0))
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     data = GPTDataModule(tokenizer="words", context_size=128, stride=32, batch_size=4, val_fraction=0.0)
     embedding = EmbeddingModule(data.vocab_size, embed_dim=128, context_size=data.context_size)
     gpt = GPT(embedding, Blocks(embed_dim=128, num_layers=4, num_heads=4))
-    for epoch, loss in enumerate(train(gpt, data, num_epochs=20)):
+    for epoch, loss in enumerate(train(gpt, data, num_epochs=30)):
         print(f"epoch {epoch:2}  loss {loss:.3f}")
     print(continue_text(gpt, data, "The Rain Book", num_tokens=100, temperature=0.0))
 
