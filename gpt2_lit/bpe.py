@@ -109,15 +109,13 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
         return _compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
     if not _is_gpt2(tokenizer):
         return _compact(_tiktoken_ids(tokenizer, text))
-    # In place, because putting arrays together would hold the tokens twice. Most texts have fewer than one a character,
-    # and memory that is never written to is none.
-    token_ids = np.empty(len(text), dtype=np.uint16)
+    # One array for all pieces, because putting theirs together would hold the tokens twice. There are at most as many as
+    # bytes; what is not written to takes no memory, and is given back.
+    token_ids = np.empty(len(text) * (1 if text.isascii() else 4), dtype=np.uint16)
     end = 0
     for piece in _pieces(text):
-        start, ids = end, _gpt2_ids(tokenizer, piece)
-        end = start + len(ids)
-        if end > len(token_ids):
-            token_ids.resize(2 * end, refcheck=False)
+        ids = _gpt2_ids(tokenizer, piece)
+        start, end = end, end + len(ids)
         token_ids[start:end] = ids
     token_ids.resize(end, refcheck=False)
     return token_ids
