@@ -109,8 +109,8 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
         return _compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
     if not _is_gpt2(tokenizer):
         return _compact(_tiktoken_ids(tokenizer, text))
-    # One array for all pieces, because putting theirs together would hold the tokens twice. There are at most as many as
-    # bytes; what is not written to takes no memory, and is given back.
+    # One array for all pieces, because putting theirs together would hold the tokens twice. There are at most as many
+    # as bytes; what is not written to takes no memory, and is given back.
     token_ids = np.empty(len(text) * (1 if text.isascii() else 4), dtype=np.uint16)
     end = 0
     for piece in _pieces(text):
