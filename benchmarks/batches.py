@@ -133,7 +133,7 @@ def loaders(folder: Path, installed: list[str], batch_size: int, context_size: i
     token_ids = np.memmap(folder / "small.bin", dtype=np.uint16, mode="r")
     return {
         "GPTDataModule": over_store(folder / "small", *shape),
-        "GPTDataModule, 7 shards": over_store(folder / "large", *shape),
+        "GPTDataModule, 6 shards": over_store(folder / "large", *shape),
         "dataloader_v1": dataloader_v1(text, *shape, stride=context_size, shuffle=True),
         "textbook": DataLoader(textbook, batch_size, shuffle=True, drop_last=True),
         "nanoGPT": RandomStarts(token_ids, *shape),

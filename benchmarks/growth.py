@@ -31,18 +31,26 @@ def prepare(corpus: str, cache: str) -> list[float]:
 
 
 def start(source: str, cache: str) -> list[float]:
-    """Seconds to open what is prepared, to the first batch, and to go on in the middle of a later epoch."""
+    """Seconds to see that a text has not changed and open its store, to open that alone, and then to the first batch.
+
+    And to go on in the middle of a later epoch.
+    """
     from gpt2_lit import GPTDataModule
     from gpt2_lit.order import Position, WindowSampler
 
-    data = GPTDataModule(source, context_size=CONTEXT_SIZE, batch_size=BATCH_SIZE, cache_dir=cache, val_fraction=0)
-    opening = seconds(lambda: data.setup("fit"))
+    def opened(source: str) -> tuple[GPTDataModule, float]:
+        data = GPTDataModule(source, context_size=CONTEXT_SIZE, batch_size=BATCH_SIZE, cache_dir=cache, val_fraction=0)
+        return data, seconds(lambda: data.setup("fit"))
+
+    data, looking = opened(source)
+    assert data.store
+    data, opening = opened(data.store.path)
     first_batch = seconds(lambda: next(iter(data.train_dataloader())))
     dataset = data.train_dataset
     assert dataset
     middle = Position(epoch=5, window=len(dataset) // 2)
     sampler = WindowSampler(len(dataset), BATCH_SIZE, position=lambda: middle)
-    return [opening, first_batch, seconds(lambda: dataset[next(iter(sampler))])]
+    return [looking, opening, first_batch, seconds(lambda: dataset[next(iter(sampler))])]
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -67,7 +75,7 @@ def main() -> None:
         folder = Path(name)
         for size in SIZES:
             corpus = folder / f"corpus-{size}"
-            names[corpus] = f"{write_corpus(corpus, size):.0f} MB of text"
+            names[corpus] = f"{write_corpus(corpus, size):.0f} MB in {len(list(corpus.iterdir())):,} files"
             watch(start, corpus, folder / "cache")  # which encodes it
             measurements["prepare", corpus] = partial(watch, prepare, corpus, folder)
             measurements["start", corpus] = partial(watch, start, corpus, folder / "cache")
@@ -97,7 +105,8 @@ def main() -> None:
         "source",
         "prepare, s",
         "its peak memory, MB",
-        "open, ms",
+        "open the text again, ms",
+        "open the store, ms",
         "first batch, ms",
         "go on in epoch 5, ms",
         "peak memory, MB",

@@ -46,7 +46,8 @@ def gpt2_lit(corpus: Path, out: Path, num_processes: int = 1) -> Callable[[], ob
 
 def gpt2_lit_one_file(corpus: Path, out: Path, num_processes: int) -> Callable[[], object]:
     text = out.with_suffix(".txt")
-    text.write_text("\n".join(documents(corpus)), encoding="utf-8")
+    with open(text, "w", encoding="utf-8") as file:
+        file.writelines(documents(corpus))
     return gpt2_lit(text, out, num_processes)
 
 
