@@ -22,8 +22,8 @@ from gpt2_lit import GPTDataModule, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.bpe import token_array
 from gpt2_lit.prepare import prepare
 
-TEXT_CHARS = 4_000_000  # one shard, 1.2 million tokens
-STORE_CHARS = 100_000_000  # of the store with several shards
+TEXT_CHARS = 4_000_000  # one shard, 1.9 million tokens
+STORE_CHARS = 100_000_000  # of the store with six shards, 48 million tokens
 SHAPES = ((2, 4), (3, 5), (64, 128), (16, 256), (16, 1024))  # windows in a batch, tokens in a window
 REPEATS = 5
 SECONDS = 0.2  # at least, of one measurement
