@@ -181,8 +181,14 @@ def text(tmp_path: Path) -> Path:
         ),
         pytest.param({"break_in": 16, "every_n_steps": 7, "shuffle": False}, {"shuffle": False}, 14, id="not shuffled"),
         pytest.param(
-            {"break_in": 16, "every_n_steps": 7, "strategy": "restores late", "model": EstimatingStub},
-            {"strategy": "restores late", "model": EstimatingStub},
+            {
+                "break_in": 16,
+                "every_n_steps": 7,
+                "strategy": "restores late",
+                "model": EstimatingStub,
+                "num_workers": 2,
+            },
+            {"strategy": "restores late", "model": EstimatingStub, "num_workers": 2},
             14,
             id="restored after the steps were estimated",
         ),
