@@ -32,6 +32,8 @@ class TimedDataLoader(DataLoader[Batch]):
 
     seconds_waited = 0.0
 
+    # A generator, so that no worker starts before the first batch is asked for: Lightning makes the iterator earlier
+    # than it restores a checkpoint where the steps of the training are estimated.
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         asked = time.perf_counter()
         for batch in super().__iter__():
@@ -278,9 +280,6 @@ class GPTDataModule(LightningDataModule):
         if self.trainer and self.trainer.state.fn == "fit":
             self._check_same_data()
             self._align_batches_of_the_epoch()
-            # Strategies that shard a model restore late, when the steps of the training may have been counted: with
-            # a loader that begins where no checkpoint says.
-            self.trainer.fit_loop._combined_loader = None
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
