@@ -10,11 +10,16 @@ format:
 	ruff format .
 	ruff check --fix .
 
-pictures:  ## docs/tensorboard.png, from a real run; needs chromium and chromedriver
+pictures:  ## docs/*.png, from real runs; needs chromium and chromedriver
 	python docs/pictures.py
 
-benchmarks:
+benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
+	python benchmarks/encode.py
+	python benchmarks/prepare.py
 	python benchmarks/windows.py
 	python benchmarks/batches.py
+	python benchmarks/growth.py
+	python benchmarks/waiting.py
 	python benchmarks/embedding.py
+	python benchmarks/step.py
 	python benchmarks/startup.py

@@ -4,16 +4,23 @@ import datetime
 import os
 import platform
 import random
+import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+# Their modules and packages. They are no requirement: a benchmark runs without those that are not installed.
+COMPETITORS = {"datasets": "datasets", "litdata": "litdata", "streaming": "mosaicml-streaming"}
 
 Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
@@ -39,6 +46,55 @@ def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
     """What a call gives in a process of its own, which holds no memory of other calls."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
+
+
+class Run(NamedTuple):
+    """What a command printed, and what it took."""
+
+    output: str
+    megabytes: float  # at the peak, of all of its processes together
+
+
+def run_and_watch(arguments: Sequence[str]) -> Run:
+    """Run a Python program and look at the memory of its processes 50 times a second. Linux tells it; elsewhere NaN.
+
+    Memory that processes share counts once, and mapped files count as far as they are in memory.
+    """
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, sum(map(_bytes_of_process, _process_tree(process.pid))))
+            time.sleep(0.02)
+        assert process.stdout is not None
+        output = process.stdout.read()
+    if process.returncode:
+        sys.exit(f"{' '.join(arguments)} failed.")
+    return Run(output, peak / 1e6 if peak else float("nan"))
+
+
+def _process_tree(process: int) -> list[int]:
+    try:
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # it has ended, or this is not Linux
+        return []
+    return [process, *(descendant for child in children for descendant in _process_tree(child))]
+
+
+def _bytes_of_process(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def installed_competitors() -> list[str]:
+    """The modules that can be compared with; of the others a line says how to install them."""
+    installed = [module for module in COMPETITORS if find_spec(module)]
+    if missing := [package for module, package in COMPETITORS.items() if module not in installed]:
+        print(f"Without {', '.join(missing)}, not installed: pip install -e '.[benchmarks]'", file=sys.stderr)
+    return installed
 
 
 def seconds_per_call(function: Callable[[], object], at_least: float) -> float:
@@ -70,6 +126,36 @@ def stdlib_text(num_chars: int) -> str:
     raise FileNotFoundError(f"there are no .py files in {folder}.")
 
 
+def write_corpus(folder: Path, num_bytes: int) -> float:
+    """Write a corpus of real documents: Python sources, of the standard library and then of the installed packages.
+
+    Each is a text file of its own, and no two are the same.
+
+    Returns:
+        Its size in MB: a little more than was asked for, or less where there are not so many sources.
+    """
+    places = [sysconfig.get_path("stdlib"), *(place for place in sys.path if place.endswith("site-packages"))]
+    folder.mkdir()
+    written, seen = 0, set()
+    for file in (file for place in places for file in sorted(Path(place).rglob("*.py"))):
+        source = file.read_bytes()
+        if hash(source) not in seen and is_utf8(source):
+            seen.add(hash(source))
+            (folder / f"{len(seen):06}.txt").write_bytes(source)
+            written += len(source)
+            if written >= num_bytes:
+                break
+    return written / 1e6
+
+
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> None:
     """A Markdown table: the first ``num_names`` columns to the left, the others, which hold numbers, to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
@@ -84,5 +170,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names:
 
 def print_versions() -> None:
     """When and with what a table was measured."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "tiktoken"))
-    print(f"\n{datetime.date.today()}, Python {platform.python_version()}, {packages}, {os.cpu_count()} CPUs")
+    versions = []
+    for name in ("torch", "lightning", "tiktoken", "gigatoken", *COMPETITORS.values()):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    print(
+        f"\n{datetime.date.today()}, Python {platform.python_version()}, {', '.join(versions)}, {os.cpu_count()} CPUs"
+    )

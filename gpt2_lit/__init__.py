@@ -5,7 +5,8 @@ The way of the data, one file a step; each imports only files above it:
     text
      |   word_tokenizer.py   text -> words -> ids
      |   bpe.py              text -> GPT-2 ids
-     |   corpus.py           paths -> documents
+     |   corpus.py           paths -> files
+     |   documents.py        files -> documents
      |   prepare.py          documents -> tokens on disk; token_store.py has their format, token_cache.py their place
      v
     tokens (N,)
@@ -15,11 +16,13 @@ The way of the data, one file a step; each imports only files above it:
      |   datamodule.py       windows -> batches, for Lightning
      v
     batch: input_ids (B, T), target_ids (B, T)
-     |   embedding.py        ids -> vectors: token + position
+     |   pretrained.py       published weights -> tables
+     |   embedding.py        ids -> vectors: token + position; and back, vectors -> scores and loss
      v
     vectors (B, T, D)
      |   norms.py            vectors -> norms
      |   stub.py             norms and losses -> TensorBoard
+     |   monitor.py          tables -> pictures in TensorBoard (figures.py draws them)
      |   run.py              a run -> a folder: curves, config, checkpoints
      v
     options.py, trainer_cli.py, cli.py: the command line over all of it; tool.py looks at tokens
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from gpt2_lit.bpe import gpt2_tokenizer
     from gpt2_lit.datamodule import GPTDataModule
     from gpt2_lit.embedding import EmbeddingModule
+    from gpt2_lit.monitor import EmbeddingMonitor
     from gpt2_lit.stub import EmbeddingStub
     from gpt2_lit.windows import Batch, GPTDatasetV1, dataloader_v1
     from gpt2_lit.word_tokenizer import SimpleTokenizerV1, SimpleTokenizerV2, build_vocab, decode, encode, tokenize
@@ -56,6 +60,7 @@ __all__ = [
     "GPTDataModule",
     "EmbeddingModule",
     "EmbeddingStub",
+    "EmbeddingMonitor",
 ]
 
 # Loaded at first use: torch and lightning take seconds to import, and
@@ -67,6 +72,7 @@ _HOME = {
     "datamodule": ["GPTDataModule"],
     "embedding": ["EmbeddingModule"],
     "stub": ["EmbeddingStub"],
+    "monitor": ["EmbeddingMonitor"],
 }
 
 

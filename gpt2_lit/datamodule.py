@@ -15,26 +15,27 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from gpt2_lit.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
-from gpt2_lit.corpus import Source, TextOptions, find_files, read_pieces
+from gpt2_lit.corpus import Source, find_files
+from gpt2_lit.documents import TextOptions, read_pieces
 from gpt2_lit.order import ORDER_VERSION, Position, Shuffle, WindowSampler
 from gpt2_lit.prepare import Recipe
 from gpt2_lit.split import Range, split_tokens
-from gpt2_lit.token_cache import TokenCache, default_folder, source_name
+from gpt2_lit.token_cache import TokenCache, default_folder, is_text, source_name
 from gpt2_lit.token_store import TokenStore
-from gpt2_lit.windows import Batch, GPTDatasetV1, as_it_is
+from gpt2_lit.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
 from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
 
 
-class TimedDataLoader(DataLoader[Batch]):
+class TimedDataLoader(BatchLoader):
     """A DataLoader that counts how long it let the training wait, in ``seconds_waited``."""
 
     seconds_waited = 0.0
 
     # A generator, so that no worker starts before the first batch is asked for: Lightning makes the iterator earlier
     # than it restores a checkpoint where the steps of the training are estimated.
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:
         asked = time.perf_counter()
         for batch in super().__iter__():
             self.seconds_waited += time.perf_counter() - asked
@@ -58,15 +59,20 @@ class GPTDataModule(LightningDataModule):
     function of the seed and the number of windows trained on: the same for any number of workers, another each epoch,
     and a run that was stopped goes on with the windows that it has not seen.
 
-    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass is an epoch::
+    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass over a loader is the next
+    epoch, and a new loader begins with the first::
 
         data = GPTDataModule("tale.txt", context_size=32)
         data.setup("fit")
-        for input_ids, target_ids in data.train_dataloader(): ...
+        loader = data.train_dataloader()
+        for epoch in range(6):
+            for input_ids, target_ids in loader: ...
 
     Args:
-        source: Text file, folder of .txt and .md files, or several of them, in UTF-8. Several texts are put one behind
-            the other with GPT-2's end of text between them. None is the tale that ships with gpt2_lit.
+        source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three also
+            .gz and .zst), .parquet, and datasets saved to disk. Documents are put one behind the other with GPT-2's end
+            of text between them. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them.
+            None is the tale that ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), or words (an id for each word of the source).
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
@@ -84,6 +90,9 @@ class GPTDataModule(LightningDataModule):
         num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
             that fit into memory.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
+        document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
+            models that shall not look from one document into another: ``input_ids, target_ids, position_ids,
+            document_ids = batch``. Without, a batch is the plain pair.
         cache_dir: Folder where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
             ~/.cache/gpt2_lit. It may be deleted at any time.
         text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
@@ -118,10 +127,11 @@ class GPTDataModule(LightningDataModule):
         drop_last: bool = True,
         num_workers: int = 0,
         pin_memory: bool | None = None,
+        document_ids: bool = False,
         cache_dir: str | os.PathLike | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
-        token_dtype: Literal["uint16", "uint32", "int32"] = "uint16",
+        token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
     ) -> None:
         super().__init__()
         if tokenizer not in TOKENIZERS:
@@ -156,6 +166,7 @@ class GPTDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.document_ids = document_ids
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
@@ -175,6 +186,11 @@ class GPTDataModule(LightningDataModule):
         """What made the ids, with ``encode`` and ``decode``."""
         if self.tokenizer_name == "gpt2":
             return gpt2_tokenizer()
+        if not is_text(self.source):
+            raise ValueError(
+                f"with data.tokenizer words the vocabulary is that of the text, and {source_name(self.source)} holds "
+                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+            )
         words: set[str] = set()
         for file in find_files(self.source):
             for piece in read_pieces(file, self.text_options):
@@ -219,7 +235,7 @@ class GPTDataModule(LightningDataModule):
                 self.train_dataset = self._windows(store, self.stride, split.train)
                 self.val_dataset = self._windows(store, self.context_size, split.val) if split.val else None
             else:
-                whole = split_tokens(len(store), 0, self.context_size, self.seed)
+                whole = split_tokens(len(store), 0.0, self.context_size, self.seed)
                 self.train_dataset = self._windows(store, self.stride, whole.train)
                 self.val_dataset = self._evaluation_windows("val_source", self.val_source)
         if self.val_dataset is None:
@@ -313,7 +329,8 @@ class GPTDataModule(LightningDataModule):
         return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> GPTDatasetV1:
-        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges)
+        end_of_text = self._cache.recipe.end_of_text if self.document_ids else None
+        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges, end_of_text)
 
     def _evaluation_windows(self, name: str, source: Source) -> GPTDatasetV1:
         store = self._cache.open(source)

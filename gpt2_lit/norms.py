@@ -1,8 +1,23 @@
 """vectors -> norms: how long embeddings are, in the unit of the vectors."""
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from gpt2_lit.embedding import EmbeddingModule
+
+
+def vector_norms(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N"]:
+    """The L2 norm of each vector; in float32 where the vectors have fewer bits.
+
+    Example:
+        >>> vector_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([5., 1.])
+    """
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32))
 
 
 def mean_norm(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, ""]:
@@ -15,4 +30,74 @@ def mean_norm(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, ""]:
         >>> mean_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor(3.)
     """
-    return torch.linalg.vector_norm(vectors, dim=-1).mean()
+    return vector_norms(vectors).mean()
+
+
+def row_norms(table: Float[Tensor, "V D"], ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """The norms of the rows of a table that ids name. However often a row is named, it is read once.
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[0, 0], [1, 0]]))
+        tensor([[5., 5.],
+                [1., 5.]])
+    """
+    rows, places = ids.unique(return_inverse=True)
+    return vector_norms(F.embedding(rows, table))[places]
+
+
+def embedding_norms(
+    embedding: EmbeddingModule,
+    input_ids: Int[Tensor, "*B T"],
+    vectors: Float[Tensor, "*B T D"],
+    start_position: int = 0,
+    position_ids: Int[Tensor, "..."] | None = None,
+) -> dict[str, Float[Tensor, "*_"]]:
+    """The norms of what an embedding has added up for a batch, and of the sums.
+
+    Args:
+        embedding: The module.
+        input_ids: What it was given.
+        vectors: What it made of them.
+        start_position: The place of the first token.
+        position_ids: The place of each token, if that was given instead.
+
+    Returns:
+        ``token``, shape (B, T), ``position``, shape (T,) or that of position_ids, and ``input``, shape (B, T): what the
+        backbone receives.
+
+    Example:
+        >>> embedding, input_ids = EmbeddingModule(10, 4, 5), torch.tensor([[1, 2, 3], [3, 2, 1]])
+        >>> {name: norms.shape for name, norms in embedding_norms(embedding, input_ids, embedding(input_ids)).items()}
+        {'token': torch.Size([2, 3]), 'position': torch.Size([3]), 'input': torch.Size([2, 3])}
+    """
+    table = embedding.position_embedding.weight
+    with torch.no_grad():
+        if position_ids is None:
+            position_norms = vector_norms(table[start_position : start_position + input_ids.shape[-1]])
+        else:
+            position_norms = row_norms(table, position_ids)
+        return {
+            "token": row_norms(embedding.token_embedding.weight, input_ids),
+            "position": position_norms,
+            "input": vector_norms(vectors),
+        }
+
+
+class Band(NamedTuple):
+    """Where most of some numbers lie: their mean, and the values that 5 % and 95 % of them do not exceed."""
+
+    mean: Float[Tensor, ""]
+    p05: Float[Tensor, ""]
+    p95: Float[Tensor, ""]
+
+
+def band(norms: Float[Tensor, "*N"]) -> Band:
+    """The mean and the 5th and 95th percentile; between two neighbours the percentiles are interpolated.
+
+    Example:
+        >>> [round(value.item(), 2) for value in band(torch.arange(101.0))]
+        [50.0, 5.0, 95.0]
+    """
+    flat = norms.flatten()
+    p05, p95 = torch.quantile(flat, torch.tensor([0.05, 0.95], dtype=flat.dtype, device=flat.device))
+    return Band(flat.mean(), p05, p95)

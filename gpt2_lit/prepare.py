@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
-from gpt2_lit.corpus import Source, SourceFile, TextOptions, find_files, no_text_error, read_pieces
+from gpt2_lit.corpus import Source, SourceFile, find_files, is_url
+from gpt2_lit.documents import TextOptions, no_text_error, read_pieces
 from gpt2_lit.token_store import (
     DOCUMENTS_DTYPE,
     FORMAT_VERSION,
@@ -32,6 +33,8 @@ from gpt2_lit.token_store import (
     Manifest,
     Shard,
     StoreError,
+    VersionError,
+    is_store,
     sync_folder,
     token_dtype,
     write_file,
@@ -42,6 +45,11 @@ SHARD_BYTES = 16 << 20  # of source: 40 ms of gigatoken, 1 s of tiktoken
 MAX_SHARDS = 1024  # a larger corpus gets larger shards, so that opening it takes no longer
 _IN_PROCESS_BYTES = 4 << 20  # less is done before other processes have started
 _LOCK = ".lock"
+_OURS = re.compile(  # names of the files of a store; with .tmp behind while they are written
+    r"(manifest\.json|(tokens|documents)-[0-9a-f]{16}\.bin|shard-[0-9a-f]{16}\.json|sources-[0-9a-f]{8}\.json)"
+    r"(\.\d+\.tmp)?|\.lock"
+)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _OTHER_FOLDER = "Or give another folder: data.cache_dir of a training, STORE of gpt2-lit prepare."
 
 
@@ -84,8 +92,7 @@ class Part(NamedTuple):
     @property
     def identity(self) -> list[Any]:
         """What is another when the text may be another."""
-        path = self.file.path if "://" in self.file.path else os.path.abspath(self.file.path)
-        return [path, self.file.size, self.file.stamp, self.start, self.stop]
+        return [self.file.path, self.file.size, self.file.stamp, self.start, self.stop]
 
     @property
     def num_bytes(self) -> int:
@@ -139,11 +146,11 @@ def prepare(
         StoreError: If the folder holds something else.
     """
     store, recipe = Path(store).absolute(), recipe or Recipe()
-    files = find_files(source)
+    files = _absolute(find_files(source))
     if is_fresh(store, files, recipe):
         return Prepared(Manifest.load(store), 0, [])
     _check_folder(store)
-    with _locked(store):
+    with _at_work_on(store):
         former = _former(store)
         plans = plan_shards(files, recipe, _shard_bytes(files, former))
         missing = [plan for plan in plans if not _receipt(store, plan, recipe)]
@@ -229,8 +236,14 @@ def encode_shard(
         aside.unlink(missing_ok=True)
 
 
+def _absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """The same files from whatever folder they were named."""
+    files = [file if is_url(file.path) else file._replace(path=os.path.abspath(file.path)) for file in files]
+    return sorted(files, key=lambda file: file.path)
+
+
 def is_fresh(store: Path, files: Sequence[SourceFile], recipe: Recipe) -> bool:
-    """Whether a store is what these files and this recipe give now."""
+    """Whether a store is what these files, named by absolute paths, and this recipe give now."""
     former = _former(store)
     if former is None:
         return False
@@ -259,35 +272,41 @@ def _former(store: Path) -> Manifest | None:
     """The manifest as it is before the work; None if there is none, or a damaged one, which is made anew."""
     try:
         return Manifest.load(store)
+    except VersionError:
+        raise
     except StoreError:
         return None
 
 
 def _receipt(store: Path, plan: ShardPlan, recipe: Recipe) -> Shard | None:
     """What was written of a finished shard, if its files are there."""
-    with suppress(OSError, ValueError, TypeError):
-        shard = Shard(**json.loads((store / f"shard-{plan.key}.json").read_bytes()))
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        shard = Shard.loads((store / f"shard-{plan.key}.json").read_bytes())
         sizes = shard.file_sizes(token_dtype(recipe.vocab_size))
-        if all((store / name).stat().st_size == size for name, size in sizes.items()):
+        if shard.key == plan.key and all((store / name).stat().st_size == size for name, size in sizes.items()):
             return shard
     return None
 
 
 def _check_folder(store: Path) -> None:
-    """Refuse a folder that holds other things: files in it that no store needs are deleted."""
+    """Make the folder, or see that it holds a store or what is to become one: others' files should not lie between."""
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file. Give a folder for the tokens.")
-    if store.is_dir() and any(store.iterdir()) and not (store / _LOCK).exists() and not (store / MANIFEST).exists():
-        raise StoreError(f"{store} holds other files and no token store. Give an empty or a new folder.")
     try:
         store.mkdir(parents=True, exist_ok=True)
+        names = {file.name for file in store.iterdir()}
     except OSError as error:
         raise OSError(f"{store} cannot be made ({error.strerror}). {_OTHER_FOLDER}") from None
+    begun = all(_OURS.fullmatch(name) for name in names) and names != {MANIFEST}
+    if not (begun or is_store(store)):
+        raise StoreError(f"{store} holds other files and no token store. Give an empty or a new folder.")
 
 
 def _check_space(store: Path, plans: Sequence[ShardPlan]) -> None:
-    # English takes half a byte for each byte of text, source code more; compressed files take more than they have.
-    needed, free = int(0.4 * sum(plan.num_bytes for plan in plans)), shutil.disk_usage(store).free
+    # Of texts: English takes half a byte for each byte, source code more, compressed files more than they have. Rows
+    # of other files hold who knows what beside the text.
+    texts = sum(part.num_bytes for plan in plans for part in plan.parts if part.file.kind == "text")
+    needed, free = int(0.4 * texts), shutil.disk_usage(store).free
     if needed > free:
         raise OSError(
             f"the tokens take {needed / 1e9:,.1f} GB or more, and the disk of {store} has {free / 1e9:,.1f} GB left. "
@@ -296,8 +315,8 @@ def _check_space(store: Path, plans: Sequence[ShardPlan]) -> None:
 
 
 @contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Be the only one to work on a store. The lock of a process that was killed is free."""
+def _at_work_on(store: Path) -> Iterator[None]:
+    """Be the only one to write to a store. The lock of a process that was killed is free."""
     lock = FileLock(store / _LOCK)
     try:
         try:
@@ -305,11 +324,18 @@ def _locked(store: Path) -> Iterator[None]:
         except Timeout:
             _tell(f"{store} is being prepared by another process: waiting for it.")
             lock.acquire()
-    except OSError as error:
-        raise OSError(f"{store} cannot be written ({error.strerror}). {_OTHER_FOLDER}") from None
-    try:
+        _delete(store, _is_half_done)  # by a run that was killed
         yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:  # the sources have errors of their own, which name the file
+            raise
+        raise OSError(
+            f"{store} cannot be written: {error.strerror}. What was finished is kept: once that is mended, the same "
+            f"command goes on. {_OTHER_FOLDER}"
+        ) from None
     finally:
+        if lock.is_locked:
+            _delete(store, _is_half_done)
         lock.release()
 
 
@@ -322,7 +348,7 @@ def _commit(
     num_made: int,
 ) -> Prepared:
     """Write the manifest, and delete what it no longer needs."""
-    lines = "".join(json.dumps(file) + "\n" for file in files).encode()
+    sources = ("[" + ",\n".join(map(json.dumps, files)) + "]\n").encode()
     manifest = Manifest(
         tokenizer=recipe.name,
         tokenizer_hash=tokenizer_hash(recipe.tokenizer),
@@ -330,34 +356,51 @@ def _commit(
         options=recipe.options._asdict(),
         shard_bytes=_shard_bytes(files, former),
         num_sources=len(files),
-        sources_crc32=zlib.crc32(lines),
+        sources_crc32=zlib.crc32(sources),
         shards=shards,
     )
-    changes = _changes(store, former, files) if former else []
-    write_file(store / manifest.sources_file, lines)
+    changes = _changes(store, former, manifest, files) if former else []
+    write_file(store / manifest.sources_file, sources)
     sync_folder(store)
     write_file(store / MANIFEST, manifest.dumps())
     sync_folder(store)
     needed = {MANIFEST, _LOCK, manifest.sources_file}
     needed.update(name for s in shards for name in (s.tokens_file, s.documents_file, s.receipt_file))
-    for file in store.iterdir():
-        if file.name not in needed and file.name.startswith(("tokens-", "documents-", "shard-", "sources-", MANIFEST)):
-            file.unlink(missing_ok=True)
+    _delete(store, lambda name: name not in needed)
     return Prepared(manifest, num_made, changes)
 
 
-def _changes(store: Path, former: Manifest, files: Sequence[SourceFile]) -> list[str]:
-    """What has happened to the source, one line a file."""
+def _delete(store: Path, is_needless: Callable[[str], bool]) -> None:
+    """Delete files of a store; never others, which somebody may have put there."""
+    for file in store.iterdir():
+        if _OURS.fullmatch(file.name) and is_needless(file.name):
+            with suppress(OSError):  # still in use, where that forbids it: next time, then
+                file.unlink()
+
+
+def _is_half_done(name: str) -> bool:
+    return name.endswith(".tmp")
+
+
+def _changes(store: Path, former: Manifest, now: Manifest, files: Sequence[SourceFile]) -> list[str]:
+    """What is other than before, one line each."""
+    changes = [
+        f"{name} was {before!r} and is {now.options.get(name)!r}"
+        for name, before in former.options.items()
+        if now.options.get(name) != before
+    ]
+    if former.tokenizer_hash != now.tokenizer_hash:
+        changes.append(f"the tokenizer was {former.tokenizer} and is {now.tokenizer}, of other content")
     try:
-        lines = (store / former.sources_file).read_text().splitlines()
-        before = {file.path: file for file in (SourceFile(*json.loads(line)) for line in lines)}
-    except (OSError, ValueError, TypeError):
-        return ["the list of the sources was damaged"]
-    now = {file.path: file for file in files}
+        before = {file[0]: SourceFile(*file) for file in json.loads((store / former.sources_file).read_bytes())}
+    except (OSError, ValueError, TypeError, IndexError):
+        return [*changes, "the list of the sources was damaged"]
+    after = {file.path: file for file in files}
     return [
-        *(f"added {path}" for path in now if path not in before),
-        *(f"removed {path}" for path in before if path not in now),
-        *(f"changed {path}" for path, file in now.items() if path in before and before[path] != file),
+        *changes,
+        *(f"added {path}" for path in after if path not in before),
+        *(f"removed {path}" for path in before if path not in after),
+        *(f"changed {path}" for path, file in after.items() if path in before and before[path] != file),
     ]
 
 
@@ -392,15 +435,18 @@ def _encode(
                 encode_shard(plan, store, recipe, on_progress)
         else:
             _encode_in_processes(plans, store, recipe, num_processes, on_progress)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            f"the disk of {store} is full. What was finished is kept: make room, and the same command goes on. "
-            f"{_OTHER_FOLDER}"
-        ) from None
     finally:
         bar.close()
+
+
+# Ctrl-C reaches every process of a terminal; the one that gives the work sees to it.
+_WORKER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path[:] = {path!r}
+from {module} import _work
+_work()
+"""
 
 
 def _encode_in_processes(
@@ -417,7 +463,7 @@ def _encode_in_processes(
         """Hand one shard after the other to a process of its own."""
         # Not multiprocessing, which would run the user's script once more in each, unless it is guarded.
         process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\nfrom {__name__} import _work; _work()"],
+            [sys.executable, "-c", _WORKER.format(path=sys.path, module=__name__)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -447,7 +493,7 @@ def _encode_in_processes(
                 process.kill()
         errors = [error for servant in done if (error := servant.exception())]
     for error in errors:
-        if isinstance(error, (EOFError, BrokenPipeError)):
+        if isinstance(error, (EOFError, BrokenPipeError, pickle.UnpicklingError)):
             raise RuntimeError(
                 "a process that tokenizes has died, perhaps for want of memory. What was finished is kept: the same "
                 "command goes on; with fewer processes it takes less memory."
@@ -457,7 +503,6 @@ def _encode_in_processes(
 
 def _work() -> None:
     """What each of the processes does, until there is no more work, or the one that gave it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the one that gives the work sees to it
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what others print does not belong there
     told, num_bytes, num_tokens = time.monotonic(), 0, 0

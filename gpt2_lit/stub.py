@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from gpt2_lit.embedding import EmbeddingModule
-from gpt2_lit.norms import mean_norm
-from gpt2_lit.windows import Batch
+from gpt2_lit.norms import embedding_norms
+from gpt2_lit.windows import Batch, DocumentBatch
 
 
 class Perplexity(MeanMetric):
@@ -32,7 +31,7 @@ class EmbeddingStub(LightningModule):
     next chapters put attention and blocks into its place.
 
     Logged every ``trainer.log_every_n_steps`` steps: ``train/loss``, ``embedding_norm/token``, ``/position`` and
-    ``/input`` (means of the L2 norms of the batch's vectors; input is what the backbone receives),
+    ``/input`` (means of the L2 norms of the batch's vectors, of all processes; input is what the backbone receives),
     ``throughput/tokens_per_second`` and ``throughput/data_wait_fraction``. After each validation: ``val/loss`` and
     ``val/perplexity``.
 
@@ -81,26 +80,28 @@ class EmbeddingStub(LightningModule):
 
     def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """For each place, a score for each token that could come next."""
-        return self._scores(self.embedding(input_ids))
+        return self.embedding.logits(self._hidden(self.embedding(input_ids)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        input_ids, target_ids = batch
-        vectors = self.embedding(input_ids)
-        loss = _next_token_loss(self._scores(vectors), target_ids)
+    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
+        input_ids, target_ids, position_ids = _parts(batch)
+        vectors = self.embedding(input_ids, position_ids=position_ids)
+        loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_norms(input_ids, vectors)
+            for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
+                self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Int64[Tensor, "B T"]:
+    def predict_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Int64[Tensor, "B T"]:
         """For each place of the windows, the token that is most likely to come next."""
-        return self(batch[0]).argmax(dim=-1)
+        input_ids, _, position_ids = _parts(batch)
+        return self.embedding.logits(self._hidden(self.embedding(input_ids, position_ids=position_ids))).argmax(dim=-1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer(self.parameters())
@@ -139,7 +140,7 @@ class EmbeddingStub(LightningModule):
                 "(they are in the config.yaml beside its checkpoints), or start a new run without it."
             )
 
-    def _scores(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    def _hidden(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         hidden = self.backbone(vectors)
         if not isinstance(hidden, Tensor) or hidden.shape != vectors.shape:
             found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
@@ -147,23 +148,22 @@ class EmbeddingStub(LightningModule):
                 f"the backbone {type(self.backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same "
                 f"shape, and gave {found}. Set model.backbone to another, or its arguments to embed_dim."
             )
-        return F.linear(hidden, self.embedding.token_embedding.weight)
+        return hidden
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
-        scores = self(batch[0])
+    def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
+        input_ids, target_ids, position_ids = _parts(batch)
+        hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids))
         # With fewer windows than processes some get an empty batch, the mean loss of which would be no number.
-        loss = _next_token_loss(scores, batch[1]) if len(batch[1]) else scores.sum()
+        loss = self.embedding.next_token_loss(hidden, target_ids) if len(target_ids) else hidden.sum()
         # The mean weighs each batch by its tokens: not all have as many.
-        metrics.update(loss, weight=batch[1].numel())
+        metrics.update(loss, weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
 
-    @torch.no_grad()
-    def _log_norms(self, input_ids: Int64[Tensor, "B T"], vectors: Float[Tensor, "B T D"]) -> None:
-        token_vectors = self.embedding.token_embedding(input_ids)
-        position_vectors = self.embedding.position_embedding.weight[: input_ids.shape[-1]]
-        self.log("embedding_norm/token", mean_norm(token_vectors))
-        self.log("embedding_norm/position", mean_norm(position_vectors))
-        self.log("embedding_norm/input", mean_norm(vectors.detach()))
+
+def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets, and the positions if they are given; some loaders make lists of what they got."""
+    input_ids, target_ids, *documents = batch
+    return input_ids, target_ids, documents[0] if documents else None
 
 
 class Throughput(Callback):
@@ -183,10 +183,11 @@ class Throughput(Callback):
         if trainer.global_step % trainer.log_every_n_steps or trainer.global_step == self.begun_at_step:
             return
         seconds = time.perf_counter() - self.begun
-        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds)
+        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds, prog_bar=True)
         waited = _seconds_waited(trainer)
         if waited is not None:
-            pl_module.log("throughput/data_wait_fraction", min((waited - self.waited) / seconds, 1.0))
+            fraction = min((waited - self.waited) / seconds, 1.0)
+            pl_module.log("throughput/data_wait_fraction", fraction, prog_bar=True)
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,8 +206,3 @@ class Throughput(Callback):
 
 def _seconds_waited(trainer: Trainer) -> float | None:
     return getattr(trainer.train_dataloader, "seconds_waited", None)
-
-
-def _next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """The mean cross-entropy of the next token, in nats."""
-    return F.cross_entropy(scores.flatten(0, 1), target_ids.flatten())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2_lit.bpe import tokenizer_hash
-from gpt2_lit.corpus import SHIPPED_TEXT, Source
+from gpt2_lit.corpus import SHIPPED_TEXT, Source, is_url
 from gpt2_lit.prepare import Prepared, Recipe, prepare
-from gpt2_lit.token_store import MANIFEST, StoreError, TokenStore, open_raw, open_store
+from gpt2_lit.token_store import StoreError, TokenStore, is_store, open_raw, open_store
 
 
 class TokenCache(NamedTuple):
@@ -27,12 +27,12 @@ class TokenCache(NamedTuple):
 
     def prepare(self, source: Source | None) -> Prepared | None:
         """Encode what has not been encoded; None for what is tokens already."""
-        return None if is_store(source) or is_raw(source) else prepare(source, self.place(source), self.recipe)
+        return prepare(source, self.place(source), self.recipe) if is_text(source) else None
 
     def place(self, source: Source | None) -> Path:
         """The folder of a text's tokens: another for each source, tokenizer and way of reading it."""
-        places = [path if "://" in path else os.path.abspath(path) for path in source_paths(source)]
-        name = re.sub(r"[^\w.-]+", "_", Path(places[0]).name)[:40]
+        places = [path if is_url(path) else os.path.abspath(path) for path in _source_paths(source)]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places, default="")))[:40]
         return self.folder / f"{name}-{self.recipe.key(sorted(places))}"
 
     def open(self, source: Source | None) -> TokenStore:
@@ -42,11 +42,11 @@ class TokenCache(NamedTuple):
             StoreError: If they cannot be read, or a store was made with another tokenizer.
             FileNotFoundError: If a file of ids does not exist.
         """
-        if is_raw(source):
-            return open_raw(_raw_files(source), self.token_dtype)
-        if not is_store(source):
+        if _is_raw(source):
+            return open_raw(_raw_files(source), self.token_dtype, self.recipe.vocab_size)
+        if not _is_store(source):
             return open_store(self.place(source))
-        (path,) = source_paths(source)
+        (path,) = _source_paths(source)
         store = open_store(path)
         assert store.manifest, "an opened store has one"
         if store.manifest.tokenizer_hash != tokenizer_hash(self.recipe.tokenizer):
@@ -60,39 +60,44 @@ class TokenCache(NamedTuple):
 def default_folder() -> Path:
     """Where tokens are kept if the user does not say: ``$GPT2_LIT_CACHE``, or the folder for caches of the system."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit"))
+    return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit")).expanduser()
 
 
 def source_name(source: Source | None) -> str:
     """A source in a few words."""
     if source is None:
         return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-    paths = source_paths(source)
+    paths = _source_paths(source)
     return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
 
 
-def source_paths(source: Source | None) -> list[str]:
-    """The paths of a source, as the user gave them."""
+def _source_paths(source: Source | None) -> list[str]:
+    """The paths of a source, the home folder written out."""
     if source is None:
         return [str(SHIPPED_TEXT)]
-    return [os.fspath(source)] if isinstance(source, (str, os.PathLike)) else [os.fspath(path) for path in source]
+    paths = [source] if isinstance(source, (str, os.PathLike)) else source
+    return [os.path.expanduser(os.fspath(path)) for path in paths]
 
 
-def is_store(source: Source | None) -> bool:
-    """Whether a source is a token store."""
-    paths = source_paths(source)
-    return len(paths) == 1 and (Path(paths[0]) / MANIFEST).exists()
+def is_text(source: Source | None) -> bool:
+    """Whether a source is text, and not tokens already."""
+    return not (_is_store(source) or _is_raw(source))
 
 
-def is_raw(source: Source | None) -> bool:
+def _is_store(source: Source | None) -> bool:
+    paths = _source_paths(source)
+    return len(paths) == 1 and is_store(paths[0])
+
+
+def _is_raw(source: Source | None) -> bool:
     """Whether a source is files of ids, as nanoGPT and llm.c write them."""
-    paths = source_paths(source)
-    return bool(paths) and all(path.endswith(".bin") for path in paths)
+    paths = _source_paths(source)
+    return bool(paths) and all(path.endswith(".bin") and not os.path.isdir(path) for path in paths)
 
 
 def _raw_files(source: Source | None) -> list[str]:
     """The files of ids, each once, in sorted order; a path may be a pattern."""
-    files = [file for path in source_paths(source) for file in (glob.glob(path, recursive=True) or [path])]
+    files = [file for path in _source_paths(source) for file in (glob.glob(path, recursive=True) or [path])]
     for file in files:
         if not os.path.exists(file):
             raise FileNotFoundError(

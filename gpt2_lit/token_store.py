@@ -6,16 +6,17 @@ A store is a folder::
     tokens-KEY.bin       the ids of one shard, two bytes each (four for vocabularies above 65,536), little-endian
     documents-KEY.bin    where the documents of the shard end, in tokens from its start, eight bytes each
     shard-KEY.json       its numbers, as in the manifest; with it the shard is finished
-    sources-CRC.jsonl    the files that the tokens were made from
+    sources-CRC.json     the files that the tokens were made from, one a line
 
 A shard is made from a part of the sources and named after it, so that a change in one file leaves the shards of the
-others as they are. Behind each document stands the end-of-text token; the very last one does not count.
+others as they are. Behind each document stands the end-of-text token; the very last one does not count. No name ends
+like a text, so that a store may lie in a folder of texts.
 """
 
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +32,17 @@ DOCUMENTS_DTYPE = np.dtype("<i8")
 LLMC_HEADER_BYTES = 256 * 4
 LLMC_DTYPES = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
 
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a raw file, to tell it from another in the same time at any size
+RAW_DTYPES = ("uint8", "uint16", "uint32", "uint64")  # of files without a header
+
+_SAMPLES, _SAMPLE_TOKENS = 64, 2048  # of a raw file, to tell it from another in the same time at any size
 
 
 class StoreError(ValueError):
     """A token store that cannot be read: missing, damaged, or of another version."""
+
+
+class VersionError(StoreError):
+    """A token store that another version of gpt2_lit wrote: not damaged, so that nobody should write over it."""
 
 
 class Shard(NamedTuple):
@@ -62,7 +69,17 @@ class Shard(NamedTuple):
         return f"shard-{self.key}.json"
 
     def dumps(self) -> bytes:
-        return (json.dumps(self._asdict()) + "\n").encode()
+        """The bytes of its receipt."""
+        return _sealed(self._asdict())
+
+    @classmethod
+    def loads(cls, receipt: bytes) -> "Shard":
+        """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
+        content = json.loads(receipt)
+        shard = cls(**{name: content[name] for name in cls._fields})
+        if shard.dumps() != receipt:
+            raise ValueError("the receipt is damaged")
+        return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
         """The bytes that each of its files has."""
@@ -90,7 +107,7 @@ class Manifest(NamedTuple):
 
     @property
     def sources_file(self) -> str:
-        return f"sources-{self.sources_crc32:08x}.jsonl"
+        return f"sources-{self.sources_crc32:08x}.json"
 
     @property
     def num_tokens(self) -> int:
@@ -102,7 +119,7 @@ class Manifest(NamedTuple):
         return sum(shard.num_documents for shard in self.shards)
 
     def dumps(self) -> bytes:
-        """The bytes of its file: JSON, the last value of which is the checksum of the rest."""
+        """The bytes of its file."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -112,15 +129,15 @@ class Manifest(NamedTuple):
             **self._asdict(),
             "shards": [shard._asdict() for shard in self.shards],
         }
-        content["checksum"] = zlib.crc32(json.dumps(content).encode())
-        return (json.dumps(content, indent=1) + "\n").encode()
+        return _sealed(content, indent=1)
 
     @classmethod
     def load(cls, store: str | os.PathLike) -> "Manifest":
         """The manifest of a store.
 
         Raises:
-            StoreError: If there is none, or it is damaged or of another version.
+            StoreError: If there is none, or it is damaged.
+            VersionError: If it is of another version.
         """
         path = Path(store) / MANIFEST
         try:
@@ -129,21 +146,22 @@ class Manifest(NamedTuple):
             raise StoreError(
                 f"{store} is not a token store: there is no {path}. Make one: gpt2-lit prepare SOURCE {store}"
             ) from None
+        damaged = StoreError(f"{path} is damaged. Prepare the store again, from the same sources: the shards are kept.")
         try:
             content = json.loads(raw)
-            version = content["format_version"]
+            if content["format"] == FORMAT and content["format_version"] != FORMAT_VERSION:
+                raise VersionError(
+                    f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
+                    f"{FORMAT_VERSION}. Prepare the store anew, in another folder."
+                )
             fields = {name: content[name] for name in cls._fields}
             manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
-            whole = manifest.dumps() == raw
+            if manifest.dumps() != raw:
+                raise damaged
+        except StoreError:
+            raise
         except (ValueError, TypeError, KeyError):
-            manifest, version, whole = None, FORMAT_VERSION, False
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"{path} has format version {version}, and this gpt2_lit reads version {FORMAT_VERSION}. "
-                "Prepare the store anew, in another folder."
-            )
-        if not (manifest and whole):
-            raise StoreError(f"{path} is damaged. Prepare the store again, from the same sources: the shards are kept.")
+            raise damaged from None
         return manifest
 
 
@@ -214,6 +232,15 @@ class TokenStore:
         return self._ends[shard]
 
 
+def is_store(path: str | os.PathLike) -> bool:
+    """Whether a path is a token store, be it damaged or of another version. Other programs write manifests too."""
+    try:
+        manifest = (Path(path) / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    return FORMAT.encode() in manifest or b"tokens_crc32" in manifest
+
+
 def open_store(path: str | os.PathLike) -> TokenStore:
     """Open a prepared store. It takes the same time and memory at any size: the tokens are mapped, not read.
 
@@ -224,7 +251,8 @@ def open_store(path: str | os.PathLike) -> TokenStore:
     path = Path(path).absolute()
     manifest = Manifest.load(path)
     if damages := _wrong_sizes(path, manifest):
-        raise StoreError(str(damages[0]))
+        more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
+        raise StoreError(f"{damages[0]}{more}")
     shards = [_map(path / shard.tokens_file, manifest.dtype, count=shard.num_tokens) for shard in manifest.shards]
     last = max((number for number, shard in enumerate(shards) if len(shard)), default=None)
     if last is not None:
@@ -233,17 +261,22 @@ def open_store(path: str | os.PathLike) -> TokenStore:
     return TokenStore(str(path), shards, f"{zlib.crc32(contents.encode()):08x}", manifest, (open_store, (str(path),)))
 
 
-def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16") -> TokenStore:
+def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_size: int | None = None) -> TokenStore:
     """Open files of ids as other programs write them, one shard each: nanoGPT's and llm.c's ``.bin``.
 
     Args:
         paths: The files, in reading order.
-        dtype: Type of the ids in files without a header (nanoGPT's are uint16). llm.c's header tells it.
+        dtype: Type of the ids in files without a header: uint8, uint16 (nanoGPT), uint32 or uint64. llm.c's header
+            tells it.
+        vocab_size: What all ids should be below; looked at in samples, which a wrong type mostly fails.
 
     Raises:
-        StoreError: If a file is empty, cut off, or of a size that is not whole ids.
+        StoreError: If a file is empty, cut off, or of a size that is not whole ids; if an id is too high.
+        ValueError: If the type is another.
     """
-    shards, samples = [], 0
+    if dtype not in RAW_DTYPES:
+        raise ValueError(f"token_dtype must be one of {', '.join(RAW_DTYPES)}, got {dtype!r}. Set data.token_dtype.")
+    shards, checksum = [], 0
     for path in map(Path, paths):
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", 3)
@@ -260,16 +293,19 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16") -> Token
                 "Set data.token_dtype to the type it was written with."
             )
         shards.append(_map(path, ids, count, offset))
-        step = max((size - _SAMPLE_BYTES) // (_SAMPLES - 1), 1)
-        with open(path, "rb") as file:
-            for start in range(0, max(size - _SAMPLE_BYTES, 0) + 1, step):
-                file.seek(start)
-                samples = zlib.crc32(file.read(_SAMPLE_BYTES), samples)
-        samples = zlib.crc32(str(size).encode(), samples)
+        for sample in _samples(shards[-1]):
+            checksum = zlib.crc32(sample.data, checksum)
+            if vocab_size and sample.max() >= vocab_size:
+                raise StoreError(
+                    f"{path} read as {ids.name} has the id {sample.max()}, and the vocabulary ends at "
+                    f"{vocab_size - 1}. Set data.token_dtype to the type it was written with, or write it with this "
+                    "tokenizer."
+                )
+        checksum = zlib.crc32(f"{count} {ids}".encode(), checksum)
     if len({shard.dtype for shard in shards}) > 1:
         raise StoreError(f"the files have ids of different types: {', '.join(str(path) for path in paths[:5])}.")
     names = tuple(str(Path(path).absolute()) for path in paths)
-    return TokenStore(names[0], shards, f"{samples:08x}", None, (open_raw, (names, dtype)))
+    return TokenStore(names[0], shards, f"{checksum:08x}", None, (open_raw, (names, dtype)))
 
 
 class Damage(NamedTuple):
@@ -277,13 +313,18 @@ class Damage(NamedTuple):
 
     file: str
     problem: str
-    made_from: str
+    made_from: str  # empty for the list of the sources
 
     def __str__(self) -> str:
+        made_from = f" It was made from {self.made_from}." if self.made_from else ""
+        delete = "" if self.problem == _MISSING else "delete it and "
         return (
-            f"{self.file} {self.problem}. It was made from {self.made_from}. To mend it, delete it and prepare the "
-            "store again from the same sources: the other shards are kept."
+            f"{self.file} {self.problem}.{made_from} To mend it, {delete}prepare the store again from the same "
+            "sources: the other shards are kept."
         )
+
+
+_MISSING = "is missing"
 
 
 def verify(path: str | os.PathLike, on_progress: Callable[[int], object] = lambda num_bytes: None) -> list[Damage]:
@@ -303,15 +344,24 @@ def verify(path: str | os.PathLike, on_progress: Callable[[int], object] = lambd
     manifest = Manifest.load(path)
     damages = _wrong_sizes(path, manifest)
     known = {damage.file for damage in damages}
-    checksums = [(manifest.sources_file, manifest.sources_crc32, "the list of the sources")]
+    checksums = [(manifest.sources_file, manifest.sources_crc32, "")]
     for shard in manifest.shards:
         checksums.append((shard.tokens_file, shard.tokens_crc32, shard.made_from))
         checksums.append((shard.documents_file, shard.documents_crc32, shard.made_from))
         checksums.append((shard.receipt_file, zlib.crc32(shard.dumps()), shard.made_from))
     for name, expected, made_from in checksums:
         file = str(path / name)
-        if file not in known and (found := _crc32(file, on_progress)) != expected:
-            damages.append(Damage(file, f"is damaged: its CRC-32 is {found:08x}, not {expected:08x}", made_from))
+        if file in known:
+            continue
+        try:
+            found = _crc32(file, on_progress)
+        except FileNotFoundError:
+            damages.append(Damage(file, _MISSING, made_from))
+        except OSError as error:
+            damages.append(Damage(file, f"cannot be read ({error.strerror})", made_from))
+        else:
+            if found != expected:
+                damages.append(Damage(file, f"is damaged: its CRC-32 is {found:08x}, not {expected:08x}", made_from))
     return damages
 
 
@@ -323,11 +373,14 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after the power has gone."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
@@ -340,6 +393,12 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
+    """JSON, the last value of which is the checksum of the rest."""
+    checksum = zlib.crc32(json.dumps(content).encode())
+    return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()
+
+
 def _wrong_sizes(path: Path, manifest: Manifest) -> list[Damage]:
     damages = []
     for shard in manifest.shards:
@@ -347,21 +406,20 @@ def _wrong_sizes(path: Path, manifest: Manifest) -> list[Damage]:
             file = path / name
             size = file.stat().st_size if file.exists() else None
             if size != expected:
-                problem = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
+                problem = _MISSING if size is None else f"has {size:,} bytes, not {expected:,}"
                 damages.append(Damage(str(file), problem, shard.made_from))
+    if not (path / manifest.sources_file).exists():
+        damages.append(Damage(str(path / manifest.sources_file), _MISSING, ""))
     return damages
 
 
-def _crc32(file: str, on_progress: Callable[[int], object]) -> int | None:
-    try:
-        with open(file, "rb") as opened:
-            checksum = 0
-            while block := opened.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-                on_progress(len(block))
-            return checksum
-    except FileNotFoundError:
-        return None
+def _crc32(file: str, on_progress: Callable[[int], object]) -> int:
+    with open(file, "rb") as opened:
+        checksum = 0
+        while block := opened.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+            on_progress(len(block))
+        return checksum
 
 
 def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
@@ -369,6 +427,13 @@ def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray
         return np.empty(0, dtype)
     # As a plain array: a memmap's slices cost three times as long.
     return np.asarray(np.memmap(path, dtype, mode="r", offset=offset, shape=(count,)))
+
+
+def _samples(shard: np.ndarray) -> Iterator[np.ndarray]:
+    """Stretches of it, evenly spaced from its start to its end; all of it, if it is short."""
+    last = max(len(shard) - _SAMPLE_TOKENS, 0)
+    for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
+        yield shard[start : start + _SAMPLE_TOKENS]
 
 
 def _neighbours(ends: np.ndarray, position: int) -> np.ndarray:

@@ -1,9 +1,12 @@
 """options -> a run: LightningCLI with the two sides linked, and what a run tells before and after."""
 
 import logging
+import math
 import shlex
+import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from itertools import pairwise
@@ -17,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from gpt2_lit.datamodule import GPTDataModule
+from gpt2_lit.monitor import NORM_TAGS, EmbeddingMonitor, sample, token_counts, unigram_perplexity
 from gpt2_lit.options import OptionParser
 from gpt2_lit.run import (
     LOG_FOLDER,
@@ -59,6 +63,7 @@ class EmbeddingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EmbeddingMonitor, "monitor")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_size", "model.context_size")
 
@@ -90,7 +95,7 @@ class EmbeddingCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         # Named here, because Lightning takes others by itself where rich happens to be installed.
         if config["enable_progress_bar"] is not False:
-            callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 100))
+            callbacks.append(RunProgressBar(refresh_rate=1 if sys.stdout.isatty() else 100))
         if config["enable_model_summary"] is not False:
             callbacks.append(ModelSummary())
         try:
@@ -99,15 +104,110 @@ class EmbeddingCLI(LightningCLI):
             raise MisconfigurationException(f"trainer: {error}") from None
 
 
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's progress bar with short names, and the time that the whole run still takes."""
+
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        trainer: Trainer = args[0]
+        self.begun = time.perf_counter()
+        self.batches_before = _batches_trained(trainer)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {
+            "train/loss": ("loss", "{:.3f}"),
+            "val/loss": ("val loss", "{:.3f}"),
+            "throughput/tokens_per_second": ("tokens/s", "{:,.0f}"),
+            "throughput/data_wait_fraction": ("data wait", "{:.0%}"),
+        }
+        # Under its own name: what another model logs for the bar. The perplexity is in the table at the end.
+        metrics = {tag: value for tag, value in super().get_metrics(trainer, pl_module).items() if tag != "v_num"}
+        metrics.pop("val/perplexity", None)
+        named = {name: text.format(metrics.pop(tag)) for tag, (name, text) in shown.items() if tag in metrics}
+        left = self._seconds_left(trainer)
+        return named | metrics | ({} if left is None else {"left": _minutes(left)})
+
+    def _seconds_left(self, trainer: Trainer) -> float | None:
+        """From the time that the batches of this run took, their validations among it; None if there is no end."""
+        trained = _batches_trained(trainer)
+        left = (
+            math.inf
+            if trainer.max_epochs in (None, -1)
+            else trainer.max_epochs * trainer.num_training_batches - trained
+        )
+        if trainer.max_steps >= 0:
+            left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+        if trainer.sanity_checking or trained == self.batches_before or math.isinf(left):
+            return None
+        return max(left, 0) * (time.perf_counter() - self.begun) / (trained - self.batches_before)
+
+
 class RunReport(Callback):
-    """Tells what a run works on, where its results are, and how to go on."""
+    """Tells what a run works on, what came of it, where its results are, and how to go on."""
+
+    REPORTED = ("train/loss", *NORM_TAGS.values())
 
     def __init__(self, prog: str) -> None:
         self.prog = prog
+        self.num_tokens = 0
+        self.seconds = 0.0
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.best_val_loss = math.inf
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(trainer.datamodule, GPTDataModule):
             print(f"\n{trainer.datamodule.summary()}\n", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.num_tokens += batch[0].numel() * trainer.world_size
+        if len(self.first) < len(self.REPORTED):
+            self.first = self._values(trainer) | self.first
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+            self.best_val_loss = min(self.best_val_loss, trainer.callback_metrics["val/loss"].item())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.perf_counter() - self.begun
+        self.last = self._values(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("num_tokens", "seconds", "first", "best_val_loss")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+    def _values(self, trainer: Trainer) -> dict[str, float]:
+        return {tag: trainer.callback_metrics[tag].item() for tag in self.REPORTED if tag in trainer.callback_metrics}
+
+    def _results(self, trainer: Trainer) -> str:
+        """What came of a run, on a few lines: the first and last values logged, and the best ones."""
+        change = {tag: f"{self.first[tag]:.2f} -> {self.last[tag]:.2f}" for tag in self.last if tag in self.first}
+        epochs = _batches_trained(trainer) / trainer.num_training_batches
+        lines = {
+            "trained": f"{trainer.global_step:,} steps, {epochs:.3g} epochs, {self.num_tokens:,} tokens in "
+            f"{_minutes(self.seconds)} min",
+            "loss": change.pop("train/loss", ""),
+            "best val loss": self._best(trainer),
+            "mean norms": ", ".join(f"{tag.rpartition('/')[2]} {values}" for tag, values in change.items()),
+        }
+        return "\n".join(f"  {name:<20}  {text}" for name, text in lines.items() if text)
+
+    def _best(self, trainer: Trainer) -> str:
+        data = trainer.datamodule
+        if math.isinf(self.best_val_loss) or not isinstance(data, GPTDataModule) or data.val_dataset is None:
+            return ""
+        unigram = unigram_perplexity(
+            token_counts(data.train_dataset, data.vocab_size), sample(data.val_dataset).target_ids
+        )
+        perplexity = f"{math.exp(self.best_val_loss):,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
+        return f"{self.best_val_loss:.2f}, perplexity {perplexity}"
 
     def on_predict_batch_end(
         self,
@@ -122,18 +222,22 @@ class RunReport(Callback):
             return
         decode = trainer.datamodule.tokenizer.decode
         print("\n\nwhat stands there, what the model expects next, and what comes:")
-        for input_ids, target_ids, expected in list(zip(*batch, outputs, strict=True))[:5]:
+        for input_ids, target_ids, expected in list(zip(*batch[:2], outputs, strict=True))[:5]:
             text, next_text, guess = (decode(ids.tolist()) for ids in (input_ids[-8:], target_ids[-1:], expected[-1:]))
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             limit = "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
-            self._tell_where(trainer, "train for longer", f" --trainer.{limit} {2 * (getattr(trainer, limit) or 1)}")
+            longer = f" --trainer.{limit} {2 * (getattr(trainer, limit) or 1)}"
+            results = f"\n{self._results(trainer)}\n" if self.last and trainer.is_global_zero else ""
+            self._tell_where(trainer, "train for longer", longer, results)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit):
             self._tell_where(trainer, "go on", "", f"\nstopped at step {trainer.global_step}\n")
+        elif isinstance(exception, KeyboardInterrupt):  # outside of the training, where RunCheckpoint sees to it
+            raise SystemExit(128 + signal.SIGINT) from None
 
     def _tell_where(self, trainer: Trainer, purpose: str, options: str, news: str = "") -> None:
         folder = folder_of(trainer)
@@ -143,10 +247,20 @@ class RunReport(Callback):
         print(
             f"{news}\n  logs and checkpoints  {folder}\n"
             f"  look at the norms     tensorboard --logdir {shlex.quote(str(folder.parent))}, then open\n"
-            "                        http://localhost:6006/?tagFilter=embedding_norm&smoothing=0#timeseries\n"
+            "                        http://localhost:6006/?tagFilter=embedding_&smoothing=0#timeseries\n"
             f"  {purpose:<20}  {self.prog} fit --ckpt_path {checkpoint}{options}",
             flush=True,
         )
+
+
+def _batches_trained(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def _minutes(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours before them where there are some."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def run(args: list[str], prog: str) -> None:

@@ -1,7 +1,7 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -26,7 +26,19 @@ class Batch(NamedTuple):
     target_ids: Int64[Tensor, "*B T"]
 
 
-class GPTDatasetV1(Dataset[Batch]):
+class DocumentBatch(NamedTuple):
+    """A batch that also tells its documents apart, for models that shall not look from one into another.
+
+    All are contiguous int64 tensors of shape (B, T), or (T,) for a single window.
+    """
+
+    input_ids: Int64[Tensor, "*B T"]
+    target_ids: Int64[Tensor, "*B T"]
+    position_ids: Int64[Tensor, "*B T"]  # places in the document, from 0 where one begins in the window
+    document_ids: Int64[Tensor, "*B T"]  # 0 for the first document of the window, 1 for the second
+
+
+class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
     """Every window of ``context_size`` tokens of a text, one each ``stride`` tokens.
 
     A target is its input moved one token on, so a window needs ``context_size + 1`` tokens.
@@ -49,11 +61,16 @@ class GPTDatasetV1(Dataset[Batch]):
     """
 
     def __init__(self, txt: str, tokenizer: Encoder, context_size: int, stride: int) -> None:
-        self._set_up(token_array(tokenizer, txt), context_size, stride, ranges=None)
+        self._set_up(token_array(tokenizer, txt), context_size, stride)
 
     @classmethod
     def from_token_ids(
-        cls, token_ids: np.ndarray | TokenStore, context_size: int, stride: int, ranges: Sequence[Range] | None = None
+        cls,
+        token_ids: np.ndarray | TokenStore,
+        context_size: int,
+        stride: int,
+        ranges: Sequence[Range] | None = None,
+        end_of_text: int | None = None,
     ) -> "GPTDatasetV1":
         """The same over tokens that are encoded already.
 
@@ -63,6 +80,7 @@ class GPTDatasetV1(Dataset[Batch]):
             stride: Distance between the starts of neighbouring windows of a range, in tokens.
             ranges: The parts of the tokens to cut windows from; no window crosses from one into another, nor from one
                 shard of a store into the next. None is all of them.
+            end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
 
         Example:
             >>> dataset = GPTDatasetV1.from_token_ids(np.arange(9), 2, 2, ranges=[Range(0, 4), Range(5, 9)])
@@ -70,11 +88,16 @@ class GPTDatasetV1(Dataset[Batch]):
             [[0, 1], [5, 6]]
         """
         dataset = cls.__new__(cls)
-        dataset._set_up(token_ids, context_size, stride, ranges)
+        dataset._set_up(token_ids, context_size, stride, ranges, end_of_text)
         return dataset
 
     def _set_up(
-        self, token_ids: np.ndarray | TokenStore, context_size: int, stride: int, ranges: Sequence[Range] | None
+        self,
+        token_ids: np.ndarray | TokenStore,
+        context_size: int,
+        stride: int,
+        ranges: Sequence[Range] | None = None,
+        end_of_text: int | None = None,
     ) -> None:
         for name, tokens in (("context_size", context_size), ("stride", stride)):
             if tokens < 1:
@@ -82,6 +105,7 @@ class GPTDatasetV1(Dataset[Batch]):
         self.token_ids = token_ids if isinstance(token_ids, TokenStore) else np.ascontiguousarray(token_ids)
         self.context_size = context_size
         self.stride = stride
+        self.end_of_text = end_of_text
         shards = self.token_ids.shards if isinstance(self.token_ids, TokenStore) else [self.token_ids]
         shard_starts = np.cumsum([0, *map(len, shards)]).tolist()
         self.ranges = [Range(0, shard_starts[-1])] if ranges is None else list(ranges)
@@ -101,7 +125,7 @@ class GPTDatasetV1(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: of a store the path, not the tokens."""
-        return {name: getattr(self, name) for name in ("token_ids", "context_size", "stride", "ranges")}
+        return {name: getattr(self, name) for name in ("token_ids", "context_size", "stride", "ranges", "end_of_text")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._set_up(**state)
@@ -114,7 +138,7 @@ class GPTDatasetV1(Dataset[Batch]):
     def __len__(self) -> int:
         return int(self._windows_before[-1])
 
-    def __getitem__(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> Batch:
+    def __getitem__(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> Batch | DocumentBatch:
         """One window, shape (T,), or those of several indices, shape (B, T)."""
         windows, num_windows = np.asarray(index), len(self)
         if not windows.size:
@@ -125,13 +149,15 @@ class GPTDatasetV1(Dataset[Batch]):
             lowest = windows.min()
             if not -num_windows <= lowest <= windows.max() < num_windows:
                 raise IndexError(f"there is no window {index}: the dataset has {num_windows}, from 0.")
+            windows = windows.astype(np.int64, copy=False)  # places among the tokens are beyond smaller types
             if lowest < 0:
                 windows = windows % num_windows
         rows = self._rows[self._rows_of(windows)]
-        return Batch(
+        batch = Batch(
             torch.from_numpy(rows[..., :-1].astype(np.int64)),
             torch.from_numpy(rows[..., 1:].astype(np.int64)),
         )
+        return batch if self.end_of_text is None else DocumentBatch(*batch, *_documents(rows, self.end_of_text))
 
     def _rows_of(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
         """Which of the rows each window is."""
@@ -161,6 +187,29 @@ def _rows_of_all(shards: Sequence[np.ndarray], context_size: int) -> tuple[np.nd
     num_tokens = max(start + len(shard) for start, shard in zip(starts, shards, strict=True))
     shape = (max(num_tokens - context_size, 0), context_size + 1)
     return as_strided(lowest, shape, lowest.strides * 2, writeable=False), starts
+
+
+def _documents(rows: np.ndarray, end_of_text: int) -> tuple[Tensor, Tensor]:
+    """The position in its document, and the number of the document, of each token of rows but their last."""
+    begins = np.zeros((*rows.shape[:-1], rows.shape[-1] - 1), dtype=np.int64)
+    begins[..., 1:] = rows[..., :-2] == end_of_text
+    places = np.arange(begins.shape[-1])
+    document_starts = np.maximum.accumulate(begins * places, axis=-1)
+    return torch.from_numpy(places - document_starts), torch.from_numpy(begins.cumsum(axis=-1))
+
+
+class BatchLoader(DataLoader[Batch | DocumentBatch]):
+    """A DataLoader for a sampler that gives whole batches of indices; in one process it asks the dataset itself.
+
+    torch's iterator, which is for all that a DataLoader can do, takes longer for a small batch than making it.
+    """
+
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
+        if self.num_workers or self.pin_memory:
+            return super().__iter__()
+        # torch draws a seed for its workers, also where it has none: what is drawn after it shall be the same.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        return map(self.dataset.__getitem__, self.sampler)
 
 
 def dataloader_v1(
@@ -199,7 +248,7 @@ def dataloader_v1(
     dataset = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
     order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
     # batch_size=None hands the dataset a whole list of indices: one gather a batch.
-    return DataLoader(
+    return BatchLoader(
         dataset,
         sampler=BatchSampler(order, batch_size, drop_last),
         batch_size=None,

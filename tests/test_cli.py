@@ -1,5 +1,6 @@
 import re
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import torch
 import yaml
 from conftest import PROJECT, SMALL, logged
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingStub
 from gpt2_lit.cli import main
+from gpt2_lit.trainer_cli import RunProgressBar, _minutes
 
 PETER_RABBIT = PROJECT.parent / "shared" / "data" / "Peter_Rabbit.txt"
 TAGS = {
@@ -25,6 +28,12 @@ TAGS = {
     "embedding_norm/input",
     "throughput/tokens_per_second",
     "throughput/data_wait_fraction",
+    *(f"norm_band/{kind}_{percentile}" for kind in ("token", "position", "input") for percentile in ("p05", "p95")),
+    "table_norm/token",
+    "table_norm/position",
+    "gradient_norm/token_embedding",
+    "gradient_norm/position_embedding",
+    "vocabulary/seen_fraction",
 }
 
 
@@ -72,7 +81,17 @@ def test_the_main_job_trains_on_the_shipped_tale_and_says_where_to_look(program:
     assert "warn" not in printed.lower()
     assert re.search(r"tokens +3,956 \(gpt2, vocabulary of 50,257\)", printed)
     assert "tensorboard --logdir logs" in printed
-    assert "?tagFilter=embedding_norm" in printed
+    assert "?tagFilter=embedding_&" in printed
+    assert re.search(r"loss=\d+\.\d{3}, val loss=\d+\.\d{3}, tokens/s=[\d,]+, data wait=\d+%, left=0:00", printed)
+    [results] = re.findall(r"\n\n  trained .*?\n\n", printed, re.DOTALL)
+    assert re.search(r"trained +78 steps, 6 epochs, 19,968 tokens in 0:\d\d min\n", results)
+    assert re.search(r"loss +10\.8\d -> 5\.\d\d\n", results)
+    assert re.search(
+        r"best val loss +7\.\d\d, perplexity 1,\d{3} \(3,\d{3} from the tokens' frequencies alone\)", results
+    )
+    assert re.search(
+        r"mean norms +token 0\.1\d -> 1\.\d\d, position 0\.1\d -> 1\.\d\d, input 0\.2\d -> 3\.\d\d\n", results
+    )
     assert "fit --ckpt_path logs/version_0/checkpoints/last.ckpt --trainer.max_epochs 12" in printed
 
     scalars = logged(tmp_path / "logs" / "version_0")
@@ -100,6 +119,48 @@ def test_two_runs_log_the_same_losses_and_neither_touches_the_files_of_the_other
         assert first[tag] == second[tag]
     here("fit", *SMALL, "--trainer.max_epochs=2", "--seed_everything=7")
     assert logged(tmp_path / "logs" / "version_2")["train/loss"] != first["train/loss"]
+
+
+def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
+    whole = here("fit", *SMALL, "--trainer.max_steps=30")
+    here("fit", *SMALL, "--trainer.max_steps=16")
+    on = here("fit", "--ckpt_path=last", "--trainer.max_steps=30")
+
+    def results(printed: str) -> str:
+        return re.sub(r" in \d:\d\d min", "", re.findall(r"\n\n(  trained .*?)\n\n", printed, re.DOTALL)[-1])
+
+    assert "30 steps, 2.5 epochs, 7,680 tokens" in results(on)
+    assert results(on) == results(whole)
+    assert "trained" not in here("fit", "--ckpt_path=last", "--trainer.max_steps=30"), "nothing was left to do"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.0, "59:59"), (3600.0, "1:00:00")]
+)
+def test_times_are_minutes_and_seconds(seconds: float, shown: str) -> None:
+    assert _minutes(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("limits", "batches_left"),
+    [
+        ({"max_epochs": 3}, 18),
+        ({"max_epochs": 3, "max_steps": 5}, 8),
+        ({"max_epochs": -1, "max_steps": 5}, 8),
+        ({"max_epochs": -1}, None),
+    ],
+    ids=str,
+)
+def test_the_time_left_is_that_of_the_batches_left(limits: dict[str, int], batches_left: int | None) -> None:
+    """Ten batches an epoch, four a step, a second each: 12 batches are done, four of them before this run."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=4, **limits)
+    trainer.fit_loop.max_batches = 10
+    trainer.fit_loop.epoch_loop.batch_progress.total.processed = 12
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 3
+    bar = RunProgressBar()
+    bar.begun, bar.batches_before = time.perf_counter() - 8, 4
+    left = bar._seconds_left(trainer)
+    assert left == (None if batches_left is None else pytest.approx(batches_left, rel=0.05))
 
 
 @pytest.mark.skipif(not PETER_RABBIT.exists(), reason="needs The Tale of Peter Rabbit beside the project")
@@ -226,10 +287,10 @@ def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelat
     assert status == 0
     imported = {line.rpartition("|")[2].strip() for line in printed.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
-    assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib", "rich"}
+    assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib"}
     text = [line for line in printed.splitlines() if not line.startswith("import time:")]
     assert len(text) < 400
-    for group in ("data", "model", "checkpoint"):
+    for group in ("data", "model", "checkpoint", "monitor"):
         options = [i for i, line in enumerate(text) if line.startswith(f"  --{group}.")]
         assert options
         for i in options:
@@ -287,6 +348,7 @@ BAD = [
     (["--model.embed_dim=0"], "embed_dim must be at least 1, got 0"),
     (["--model.backbone=test_cli.CutsOff"], "the backbone CutsOff must map (B, T, D) = (8, 32, 8) to the same shape"),
     (["--checkpoint.every_n_steps=0"], "every_n_steps must be at least 1, got 0"),
+    (["--monitor.every_n_steps=-1"], "every_n_steps must be at least 0, got -1. Set monitor.every_n_steps"),
     (["--trainer.logger.save_dir=empty.txt"], "the log folder empty.txt cannot be written"),
     (["--trainer.accelerator=cpuu"], "invalid accelerator name"),
     (["--ckpt_path=none.ckpt"], "there is no file none.ckpt"),

@@ -1,82 +1,22 @@
 import gzip
+import http.server
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from gpt2_lit import corpus
-from gpt2_lit.bpe import SAFE_CUT
-from gpt2_lit.corpus import (
-    SHIPPED_TEXT,
-    Document,
-    Piece,
-    SourceFile,
-    TextOptions,
-    find_files,
-    no_text_error,
-    read_documents,
-    read_pieces,
-)
-
-pyarrow = pytest.importorskip("pyarrow")
-zstandard = pytest.importorskip("zstandard")
-parquet = pytest.importorskip("pyarrow.parquet")
-
-PLAIN = TextOptions()
-LINE_ENDS = st.sampled_from(["\r\n", "\r", "\n", "\r\r\n", "\n\r", "\x0b", "\x85", "\u2028"])
-BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff ", "\x00"])
-WORDS = st.sampled_from(["a", "bc", "\xe9", "\u4e2d\u6587", "\U0001f407", "."])
-TEXTS = st.lists(LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8"), max_size=3), max_size=30).map(
-    "".join
-)
-PLACES = st.lists(st.floats(0, 1), max_size=4)  # where a file is cut into ranges, as shares of its size
-# Each example sets what it needs of the fixtures by itself.
-MANY = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+from gpt2_lit.corpus import SHIPPED_TEXT, SourceFile, find_files, open_file
 
 
 def paths(files: Iterable[SourceFile]) -> list[Path]:
     return [Path(file.path) for file in files]
-
-
-def documents(pieces: Iterable[Piece]) -> list[str]:
-    """The texts that the pieces make up; no piece may be empty, and the last one ends a document."""
-    texts, parts = [], []
-    for piece in pieces:
-        assert piece.text
-        parts.append(piece.text)
-        if piece.ends_document:
-            texts.append("".join(parts))
-            parts = []
-    assert not parts
-    return texts
-
-
-def read(path: str | Path, **options) -> list[str]:
-    [file] = find_files(path)
-    return documents(read_pieces(file, TextOptions(**options)))
-
-
-def read_in_ranges(path: Path, shares: Iterable[float], **options) -> list[str]:
-    [file] = find_files(path)
-    borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
-    pieces: list[Piece] = []
-    for start, stop in zip(borders, borders[1:], strict=False):
-        pieces += read_pieces(file, TextOptions(**options), start, stop)
-    return documents(pieces)
-
-
-def first_error(path: str | Path, **options) -> str:
-    """What reading says, from the first file and piece to the last."""
-    with pytest.raises((ValueError, OSError)) as caught:
-        for file in find_files(path):
-            list(read_pieces(file, TextOptions(**options)))
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -113,8 +53,7 @@ def test_a_folder_stands_for_its_files_also_below_in_sorted_order_without_the_hi
 
 def test_a_file_is_taken_whatever_its_name_ends_in(folder):
     assert paths(find_files(folder / "notes.rst")) == [folder / "notes.rst"]
-    assert read(folder / "notes.rst") == ["text of notes.rst"]
-    assert read(folder / ".h.txt") == ["text of .h.txt"]
+    assert paths(find_files(folder / ".h.txt")) == [folder / ".h.txt"]
 
 
 def test_a_file_is_found_with_its_size_and_its_time_of_change(folder):
@@ -171,7 +110,6 @@ def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
 
 def test_no_source_is_the_tale_that_ships_with_the_package():
     assert paths(find_files(None)) == [SHIPPED_TEXT]
-    assert list(read_documents(None)) == [Document(str(SHIPPED_TEXT), SHIPPED_TEXT.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +168,7 @@ def test_an_empty_list_or_name_is_an_error(source):
         find_files(source)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_pipe_is_refused_as_it_can_be_read_only_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"pipe is a pipe or a device"):
@@ -240,10 +179,7 @@ needs_permissions = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() =
 
 
 @needs_permissions
-def test_what_may_not_be_read_is_named(folder):
-    (folder / "b.txt").chmod(0)
-    with pytest.raises(PermissionError, match=r"b.txt cannot be read: Permission denied"):
-        read(folder / "b.txt")
+def test_what_may_not_be_looked_at_is_named(folder):
     (folder / "z").chmod(0)
     try:
         for source in (folder, folder / "z/deep/d.Md"):
@@ -265,276 +201,205 @@ def test_a_folder_that_the_disk_cannot_read_is_an_error_and_not_left_out(folder,
         find_files(folder)
 
 
-def test_a_file_that_is_gone_when_it_is_read_is_named(folder):
-    [file] = find_files(folder / "b.txt")
-    (folder / "b.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b.txt cannot be read: No such file"):
-        list(read_pieces(file, PLAIN))
-
-
-# Text.
-
-
-def test_documents_come_in_the_order_of_their_paths(folder):
-    assert list(read_documents([folder / "c.TXT", folder / "a.md"])) == [
-        Document(str(folder / "a.md"), "text of a.md"),
-        Document(str(folder / "c.TXT"), "text of c.TXT"),
-    ]
-
-
-@given(TEXTS, st.booleans(), st.integers(1, 40), PLACES)
-@MANY
-def test_a_text_is_what_pythons_text_mode_reads_in_whatever_ranges(monkeypatch, tmp_path, text, mark, size, shares):
-    monkeypatch.setattr(corpus, "_PIECE", size)
-    path = tmp_path / "any.txt"
-    path.write_bytes(text.encode("utf-8-sig" if mark else "utf-8"))
-    with path.open(encoding="utf-8-sig") as file:
-        expected = [content] if (content := file.read()) else []
-    assert read(path) == expected
-    assert read_in_ranges(path, shares) == expected
-
-
-@given(TEXTS, st.integers(1, 10), PLACES)
-@MANY
-def test_a_text_is_cut_only_in_front_of_a_space_behind_a_character(monkeypatch, tmp_path, text, size, shares):
-    monkeypatch.setattr(corpus, "_PIECE", size)
-    path = tmp_path / "any.txt"
-    path.write_text(text, encoding="utf-8", newline="")
-    [file] = find_files(path)
-    borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
-    position = 0
-    for start, stop in zip(borders, borders[1:], strict=False):
-        for piece in read_pieces(file, PLAIN, start, stop):
-            whole = path.read_text(encoding="utf-8").removeprefix("\ufeff")
-            assert whole[position : position + len(piece.text)] == piece.text
-            assert position == 0 or SAFE_CUT.match(whole, position)
-            position += len(piece.text)
-
-
-def test_bytes_are_cut_behind_exactly_those_characters_behind_which_text_is_cut():
-    characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
-    text = "".join(f"{character} " for character in characters)
-    assert SAFE_CUT.sub("|", text).encode() == corpus._FIRST_CUT.sub(b"|", text.encode())
-
-
-def test_each_range_begins_at_the_first_place_to_cut_at_or_behind_its_start(tmp_path):
-    (tmp_path / "a.txt").write_text("one two  three\n four")  # may be cut at 3 and 7
-    [file] = find_files(tmp_path / "a.txt")
-
-    def text(start: int, stop: int | None = None) -> str:
-        return "".join(piece.text for piece in read_pieces(file, PLAIN, start, stop))
-
-    assert [text(start) for start in (0, 1, 3)] == ["one two  three\n four", *[" two  three\n four"] * 2]
-    assert [text(start) for start in (4, 7, 8, 15)] == [*["  three\n four"] * 2, "", ""]
-    assert [text(0, stop) for stop in (0, 1, 3, 4, 8)] == ["", "one", "one", "one two", "one two  three\n four"]
-    assert [text(1, stop) for stop in (1, 3, 4)] == ["", "", " two"]
-
-
-def test_pieces_of_a_long_text_are_short_and_only_the_last_ends_the_document(tmp_path):
-    (tmp_path / "a.txt").write_text("word " * 200_000)
-    [file] = find_files(tmp_path / "a.txt")
-    pieces = list(read_pieces(file, PLAIN))
-    assert max(len(piece.text) for piece in pieces) <= 1 << 18
-    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert len(pieces) > 4
-
-
-def test_every_line_end_becomes_a_newline_and_a_mark_at_the_start_goes(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\r\nfour")
-    assert read(tmp_path / "a.txt") == ["one\ntwo\nthree\n\nfour"]
-
-
-def test_a_byte_order_mark_within_the_text_stays(tmp_path):
-    (tmp_path / "a.txt").write_text("\ufeffone\ufefftwo", encoding="utf-8")
-    assert read(tmp_path / "a.txt") == ["one\ufefftwo"]
-
-
-@pytest.mark.parametrize("raw", [b"", b"\xef\xbb\xbf"], ids=["no byte", "only a mark"])
-def test_empty_documents_are_left_out_and_a_source_without_any_text_is_an_error(tmp_path, raw):
-    (tmp_path / "a.txt").write_bytes(raw)
-    (tmp_path / "b.txt").write_text("b")
-    assert read(tmp_path / "a.txt") == []
-    assert list(read_documents(tmp_path)) == [Document(str(tmp_path / "b.txt"), "b")]
-    with pytest.raises(ValueError, match=r"a.txt is empty"):
-        list(read_documents(tmp_path / "a.txt"))
-    (tmp_path / "b.txt").write_text("")
-    with pytest.raises(ValueError, match=r"the 2 files of data.source, .*a.txt to .*b.txt, are all empty"):
-        list(read_documents(tmp_path))
-    assert "all empty" in str(no_text_error(find_files(tmp_path)))
-
-
-@given(TEXTS, st.booleans(), st.sampled_from([b"\xff", b"\xe9 ", b"\xc3", b"\xed\xa0\x80"]), st.integers(1, 9), PLACES)
-@MANY
-def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(monkeypatch, tmp_path, text, mark, wrong, size, shares):
-    monkeypatch.setattr(corpus, "_PIECE", size)
-    path = tmp_path / "latin.txt"
-    start = text.encode("utf-8-sig" if mark else "utf-8")
-    path.write_bytes(start + wrong + b" and more")
-    line = start.count(b"\n") + 1
-    for attempt in (lambda: read(path), lambda: read_in_ranges(path, shares)):
-        with pytest.raises(ValueError, match="latin.txt is not UTF-8") as caught:
-            attempt()
-        assert f"byte 0x{wrong[0]:02x} at offset {len(start)} (line {line}; " in str(caught.value)
-
-
-def test_the_way_out_for_utf16_names_it(tmp_path):
-    (tmp_path / "a.txt").write_text("text", encoding="utf-16")
-    assert "iconv -f UTF-16 -t UTF-8" in first_error(tmp_path / "a.txt")
-
-
-def test_text_without_a_place_to_cut_is_one_piece_up_to_a_limit_that_is_said(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    path.write_text("first " + "x" * 1_000_000 + " last")
-    [file] = find_files(path)
-    assert max(len(piece.text) for piece in read_pieces(file, PLAIN)) >= 1_000_000
-    monkeypatch.setattr(corpus, "_LONGEST", 1 << 19)
-    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space behind" in first_error(path)
-    path.with_suffix(".jsonl").write_text(json.dumps({"text": "word " * 200_000}))
-    assert "byte 0 is longer than 0 MiB and is one line" in first_error(path.with_suffix(".jsonl"))
-
-
-def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
-    path = tmp_path / "a.txt"
-    for change in (lambda: path.write_text("less"), lambda: os.utime(path, ns=(1, 1)), lambda: path.write_text("")):
-        path.write_text("word " * 100_000)
-        [file] = find_files(path)
-        pieces = read_pieces(file, PLAIN)
-        next(pieces)
-        change()
-        with pytest.raises(OSError, match=r"a.txt changed while it was read"):
-            list(pieces)
-
-
-# Project Gutenberg.
-
-MARKERS = [
-    ("*** START OF THE PROJECT GUTENBERG EBOOK A TALE ***", "*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***"),
-    ("*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***", "*** END OF THIS PROJECT GUTENBERG EBOOK A TALE ***"),
-    ("***START OF THE PROJECT GUTENBERG EBOOK A TALE***", "***END OF THE PROJECT GUTENBERG EBOOK A TALE***"),
-    ("*** START OF THE PROJECT GUTENBERG EBOOK, A TALE", "*** END OF THE PROJECT GUTENBERG EBOOK, A TALE"),
-    ("*** START OF THE PROJECT GUTENBERG EBOOK A TALE\nOF WINA\nTUCK ***", "*** END OF THE PROJECT GUTENBERG EBOOK A"),
-    (
-        "*** START OF THIS COPYRIGHTED PROJECT GUTENBERG ETEXT ***",
-        "*** END OF THIS COPYRIGHTED PROJECT GUTENBERG ETEXT",
-    ),
-    (
-        "*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***",
-        "End of the Project Gutenberg EBook of A Tale, by\nWina Tuck\n\n*** END OF THIS PROJECT GUTENBERG EBOOK A TALE ***",
-    ),
-]
-BOOK = "A TALE\n\nI. *** All's well\n\n  that starts\nthe project. *** END of it"
-
-
-def book(markers: tuple[str, str], body: str = BOOK) -> str:
-    return f"Title: A Tale\n{markers[0]}\n\n\n{body}\n\n\n{markers[1]}\n\n*** START: FULL LICENSE ***\nUse it.\n"
-
-
-@pytest.mark.parametrize("markers", MARKERS)
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_header_and_footer_of_project_gutenberg_are_left_out_on_request(tmp_path, markers, line_end):
-    path = tmp_path / "a.txt"
-    path.write_text("\ufeff" + book(markers), encoding="utf-8", newline=line_end)
-    assert read(path) == [book(markers)]
-    assert read(path, strip_gutenberg=True) == [BOOK]
-    path.write_text("\ufeff" + markers[0] + "\n" + BOOK, encoding="utf-8", newline=line_end)
-    assert read(path, strip_gutenberg=True) == [BOOK]
-    path.write_text("\ufeff" + BOOK + "\n" + markers[1] + "\n", encoding="utf-8", newline=line_end)
-    assert read(path, strip_gutenberg=True) == [BOOK]
-
-
-def test_a_text_without_the_markers_stays_whole(tmp_path):
-    text = "He said: *** START OF THE PROJECT GUTENBERG EBOOK\n ** END OF THE PROJECT GUTENBERG EBOOK **\n"
-    (tmp_path / "a.txt").write_text(text)
-    assert read(tmp_path / "a.txt", strip_gutenberg=True) == [text]
-
-
-def test_a_book_without_text_is_an_empty_document(tmp_path):
-    (tmp_path / "a.txt").write_text("\n".join(MARKERS[0]))
-    assert read(tmp_path / "a.txt", strip_gutenberg=True) == []
-
-
-@given(TEXTS, st.sampled_from(MARKERS), st.integers(1, 40), PLACES)
-@MANY
-def test_a_book_is_the_same_in_whatever_ranges_and_compressed(monkeypatch, tmp_path, text, markers, size, shares):
-    monkeypatch.setattr(corpus, "_PIECE", size)
-    path = tmp_path / "a.txt"
-    path.write_text(book(markers, body=f"<{text}>"), encoding="utf-8", newline="")
-    with path.open(encoding="utf-8") as file:
-        expected = ["<" + file.read().partition("<")[2].rpartition(">")[0] + ">"]
-    assert read(path, strip_gutenberg=True) == expected
-    assert read_in_ranges(path, shares, strip_gutenberg=True) == expected
-    Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert read(f"{path}.gz", strip_gutenberg=True) == expected
-
-
-def test_a_long_book_is_read_without_its_header_and_footer_also_from_lines_of_json(tmp_path):
-    body = "word " * 200_000 + "end"
-    path = tmp_path / "a.txt"
-    path.write_text(book(MARKERS[0], body))
-    assert read(path, strip_gutenberg=True) == read_in_ranges(path, [0.3, 0.6], strip_gutenberg=True) == [body]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": book(m, body)}) + "\n" for m in MARKERS[:2]))
-    assert read(tmp_path / "a.jsonl", strip_gutenberg=True) == [body, body]
-
-
-# Lines of JSON.
-
-JSON_TEXTS = st.text(max_size=8) | st.sampled_from(["", "\ud800", "\x00", "a\r\nb", " \u2028", "word " * 5])
-
-
-@given(
-    st.lists(st.one_of(JSON_TEXTS, st.sampled_from([b"", b" ", b"\r"])), max_size=8),
-    st.sampled_from([b"\n", b"\r\n"]),
-    st.booleans(),
-    st.booleans(),
-    st.integers(1, 60),
-    PLACES,
-)
-@MANY
-def test_each_line_of_json_is_a_document(monkeypatch, tmp_path, texts, line_end, mark, escape, size, shares):
-    monkeypatch.setattr(corpus, "_PIECE", size)
-    lines = [
-        line if isinstance(line, bytes) else json.dumps({"id": 1, "text": line}, ensure_ascii=escape).encode()
-        for line in (t if escape or isinstance(t, bytes) else t.replace("\ud800", "?") for t in texts)
-    ]
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" * mark + line_end.join(lines))
-    expected = [json.loads(line)["text"] for line in lines if line.strip()]
-    expected = [text for text in expected if text]
-    assert read(path) == expected
-    assert read_in_ranges(path, shares) == expected
-
-
-def test_the_text_may_be_in_another_field(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "no", "content": "yes"}\n')
-    assert read(tmp_path / "a.jsonl", text_field="content") == ["yes"]
+def test_parquet_within_gzip_is_refused(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.parquet.gz is compressed twice over. Unpack its .gz first"):
+        find_files(tmp_path / "a.parquet.gz")
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "this is not JSON (Expecting property name"),
-        ('{"text": "a"} {}', "this is not JSON (Extra data"),
-        ("[" * 100_000, "recursion"),
-        ("[1]", "this is a JSON list. Each line must be an object, like {'text': ...}"),
-        ("null", "this is a JSON null"),
-        ('{"Text": "a", "id": 1}', "has no field 'text'. It has: Text, id. Did you mean Text? Set data.text_field."),
-        ("{}", "has no field 'text'. It has: nothing. Set data.text_field."),
-        ('{"text": null}', "the field 'text' must be a string and is null"),
-        ('{"text": ["a"]}', "the field 'text' must be a string and is list"),
-        ('{"text": 1.5}', "the field 'text' must be a string and is number"),
-    ],
+    ("name", "module", "extra"),
+    [("a.txt.zst", "zstandard", "zstd"), ("a.parquet", "pyarrow", "parquet"), ("a.arrow", "pyarrow", "parquet")],
 )
-def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(tmp_path, line, message):
-    path = tmp_path / "a.jsonl"
-    good = '{"text": "\u00e9"}\n\n' * 30_000
-    path.write_text(good + line + "\n" + good, encoding="utf-8")
-    [file] = find_files(path)
-    for start in (0, len(good.encode()) - 100):
-        with pytest.raises(ValueError, match=r"a.jsonl, line 60001: ") as caught:
-            list(read_pieces(file, PLAIN, start))
-        assert message in str(caught.value)
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(tmp_path, monkeypatch, name, module, extra):
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"{name} takes {module}, .* pip install 'gpt2-lit\[{extra}\]'"):
+        find_files(tmp_path)
 
 
-def test_a_line_that_is_not_utf8_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    assert "a.jsonl is not UTF-8: byte 0xe9 at offset 24 (line 2; " in first_error(tmp_path / "a.jsonl")
+# Datasets on disk.
+
+
+def save_dataset(folder: Path, num_files: int = 2) -> list[Path]:
+    """A folder as datasets' save_to_disk names its files; its tables. Source: datasets, arrow_dataset.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [folder / f"data-{number:05d}-of-{num_files:05d}.arrow" for number in range(num_files)]
+    for path in [*tables, folder / "cache-1234.arrow"]:  # the last is of a map
+        path.touch()
+    (folder / "dataset_info.json").write_text('{"features": {"text": {"dtype": "string", "_type": "Value"}}}')
+    state = {"_data_files": [{"filename": path.name} for path in tables], "_fingerprint": "a", "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    return tables
+
+
+def test_of_a_dataset_on_disk_the_files_that_belong_to_it_are_taken(tmp_path):
+    tables = save_dataset(tmp_path / "sets/train")
+    (tmp_path / "sets/a.txt").write_text("a")
+    assert paths(find_files(tmp_path / "sets/train")) == tables
+    assert paths(find_files(tmp_path)) == [tmp_path / "sets/a.txt", *tables]
+
+
+def test_a_dataset_that_lacks_a_file_is_an_error(tmp_path):
+    save_dataset(tmp_path / "train")
+    (tmp_path / "train/data-00001-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match=r"the dataset .*train lacks its file .*data-00001"):
+        find_files(tmp_path)
+
+
+def test_a_dataset_whose_rows_are_in_another_order_is_an_error(tmp_path):
+    save_dataset(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(ValueError, match=r"has the order of its rows in a file of its own.* save it again"):
+        find_files(tmp_path)
+
+
+def test_the_splits_of_a_dataset_are_not_mixed(tmp_path):
+    [table] = save_dataset(tmp_path / "train", 1)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert paths(find_files(tmp_path)) == [table]
+    save_dataset(tmp_path / "test")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(ValueError, match=r"several splits \(train, test\).* Name the one to read: .*/train"):
+        find_files(tmp_path)
+    assert len(find_files(tmp_path / "test")) == 2
+
+
+def test_a_state_of_something_else_is_no_dataset(tmp_path):
+    for content in ("[]", "{}", "no json"):
+        (tmp_path / "state.json").write_text(content)
+        (tmp_path / "a.arrow").touch()
+        assert paths(find_files(tmp_path)) == [tmp_path / "a.arrow"]
+
+
+# URLs.
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves ``contents`` by name: as parts if ``ranges``, with the length if ``length``, packed if ``packs``."""
+
+    contents: dict[str, bytes]
+    ranges = length = True
+    packs = False
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].lstrip("/")
+        if name not in self.contents:
+            self.send_error(403 if name == "secret.txt" else 404)
+            return
+        raw, part = self.contents[name], self.headers.get("Range")
+        if part and self.ranges:
+            first, last = part.removeprefix("bytes=").split("-")
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(raw)}")
+            raw = raw[int(first) : int(last) + 1]
+        else:
+            self.send_response(200)
+        if name.endswith(".gz") and self.packs:  # as Apache does it with AddEncoding, asked or not
+            self.send_header("Content-Encoding", "gzip")
+        elif self.packs and "gzip" in self.headers.get("Accept-Encoding", ""):
+            raw = gzip.compress(raw)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("ETag", '"version 1"')
+        if self.length:
+            self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(raw)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(contents: dict[str, bytes], **settings: bool) -> Iterator[str]:
+    handler = type("Handler", (Server,), {"contents": contents, **settings})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.handle_error = lambda *args: None  # a client may hang up
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+RAW = SHIPPED_TEXT.read_bytes() * 50
+
+
+def test_a_url_is_found_and_opened_with_all_that_the_server_says_of_it():
+    with serve({"a.txt": RAW}) as url:
+        [file] = find_files(f"{url}/a.txt?download=true")
+        assert file == SourceFile(f"{url}/a.txt?download=true", len(RAW), '"version 1"')
+        assert file.can_be_cut
+        with open_file(file) as stream:
+            assert stream.seek(1000) == 1000
+            assert stream.read() == RAW[1000:]
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_server_that_sends_no_parts_is_noticed(length):
+    with serve({"a.txt": RAW}, ranges=False, length=length) as url:
+        [file] = find_files(f"{url}/a.txt")
+        assert file == SourceFile(f"{url}/a.txt", len(RAW) if length else 0, '"version 1"', serves_ranges=False)
+        assert not file.can_be_cut
+        with open_file(file) as stream:
+            assert stream.read() == RAW
+
+
+def test_a_server_that_packs_what_it_sends_is_asked_not_to():
+    contents = {"a.txt": RAW, "b.txt.gz": gzip.compress(RAW)}
+    with serve(contents, packs=True) as url:
+        for name, raw in contents.items():
+            [file] = find_files(f"{url}/{name}")
+            with open_file(file) as stream:
+                assert stream.read() == raw
+
+
+def test_a_url_that_cannot_be_looked_at_is_named_with_the_reason():
+    with serve({}) as url:
+        for name, reason in {"b.txt": "HTTP status 404 Not Found", "secret.txt": "HTTP status 403 Forbidden"}.items():
+            with pytest.raises(OSError, match=re.escape(f"{url}/{name} cannot be read: {reason}")):
+                find_files(f"{url}/{name}")
+    with pytest.raises(OSError, match=re.escape(f"{url}/a.txt cannot be read: ClientConnectorError: Cannot connect")):
+        find_files(f"{url}/a.txt")
+    with pytest.raises(ValueError, match=r"data.source: no://a.txt cannot be read: Protocol not known: no"):
+        find_files("no://a.txt")
+
+
+@pytest.fixture
+def memory(tmp_path) -> Iterator[fsspec.AbstractFileSystem]:
+    save_dataset(tmp_path / "train")
+    files = {f"/books/set/{path.name}": path.read_bytes() for path in (tmp_path / "train").iterdir()}
+    for name in ("b.txt", "a.md", "z/c.txt", ".h.txt", "z/.h/i.txt", "image.png"):
+        files[f"/books/{name}"] = f"text of {name}".encode()
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe(files)
+    yield filesystem
+    filesystem.rm("/books", recursive=True)
+
+
+def test_a_folder_and_a_glob_may_be_elsewhere(memory):
+    names = ["a.md", "b.txt", "set/data-00000-of-00002.arrow", "set/data-00001-of-00002.arrow", "z/c.txt"]
+    assert [file.path for file in find_files("memory://books")] == [f"memory:///books/{name}" for name in names]
+    assert [file.path for file in find_files("memory://books/**/[bc].txt")] == [
+        "memory:///books/b.txt",
+        "memory:///books/z/c.txt",
+    ]
+    assert [Path(file.path).name for file in find_files("memory://books/z")] == ["c.txt"]
+    [file] = find_files("memory://books/b.txt")
+    with open_file(file) as stream:
+        assert stream.read() == b"text of b.txt"
+    memory.pipe("/books/b.txt", b"other, as long")
+    assert find_files("memory://books/b.txt") != [file]
+
+
+@pytest.mark.parametrize("name", ["memory://books/z/d.txt", "memory://books/*.rst", "memory://books/empty"])
+def test_nothing_elsewhere_is_an_error(memory, name):
+    memory.pipe("/books/empty/image.png", b"")
+    with pytest.raises(FileNotFoundError, match=re.escape(name)):
+        find_files(name)

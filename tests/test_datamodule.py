@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +75,40 @@ def test_several_texts_stand_one_behind_the_other_with_the_end_of_text_between(t
     first, second, third = map(gpt2_tokenizer().encode_ordinary, ("the<|endoftext|>cat", "the hat", "sat"))
     assert data.store.read(0, len(data.store)).tolist() == [*first, 50256, *second, 50256, *third]
     assert first.count(50256) == 0
+
+
+def test_words_of_a_store_are_an_error_as_only_the_text_has_them(tmp_path):
+    np.arange(100, dtype="<u2").tofile(tmp_path / "x.bin")
+    with pytest.raises(
+        ValueError, match=r"the vocabulary is that of the text, and .*x.bin holds tokens. Give the text"
+    ):
+        GPTDataModule(tmp_path / "x.bin", tokenizer="words").setup("fit")
+
+
+def test_on_request_a_batch_tells_its_documents_apart(tmp_path):
+    for name, text in (("a.txt", "one two three"), ("b.txt", "four five")):
+        (tmp_path / name).write_text(text)
+    data = GPTDataModule(
+        tmp_path, tokenizer="words", context_size=5, batch_size=1, val_fraction=0.0, shuffle=False, document_ids=True
+    )
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert [data.tokenizer.decode(batch.input_ids[0].tolist())] == ["one two three <|endoftext|> four"]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0]]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 0, 1]]
+
+
+def test_validation_may_have_a_text_of_its_own(tmp_path):
+    (tmp_path / "train.txt").write_text("the cat sat on the mat")
+    (tmp_path / "val.txt").write_text("the mat sat on the dog")
+    data = GPTDataModule(
+        tmp_path / "train.txt", "words", context_size=2, batch_size=1, shuffle=False, val_source=tmp_path / "val.txt"
+    )
+    data.setup("fit")
+    assert data.num_tokens == {"train": 6, "val": 6}
+    read = [data.tokenizer.decode(batch.input_ids[0].tolist()) for batch in data.val_dataloader()]
+    assert read == ["the mat", "sat on"]
+    assert len(data.train_dataset) == 2
 
 
 def test_words_have_the_ids_of_the_vocabulary_of_the_source(tmp_path):

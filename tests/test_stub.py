@@ -164,14 +164,29 @@ def test_norms_are_computed_at_logged_steps_alone(data, tmp_path, monkeypatch):
     run = trainer(tmp_path, max_epochs=1, log_every_n_steps=4)
     computed_at = []
 
-    def counting(vectors):
+    def counting(*args):
         computed_at.append(run.global_step)
-        return mean_norm(vectors)
+        return embedding_norms(*args)
 
-    mean_norm = gpt2_lit.stub.mean_norm
-    monkeypatch.setattr(gpt2_lit.stub, "mean_norm", counting)
+    embedding_norms = gpt2_lit.stub.embedding_norms
+    monkeypatch.setattr(gpt2_lit.stub, "embedding_norms", counting)
     run.fit(stub(), data)
-    assert computed_at == [3, 3, 3, 7, 7, 7]
+    assert computed_at == [3, 7]
+
+
+def test_the_progress_bar_gets_loss_and_throughput(data, tmp_path):
+    run = trainer(tmp_path, max_epochs=1, log_every_n_steps=4)
+    run.fit(stub(), data)
+    shown = {tag: round(value, 6) for tag, value in run.progress_bar_metrics.items()}
+    assert set(shown) == {
+        "train/loss",
+        "val/loss",
+        "val/perplexity",
+        "throughput/tokens_per_second",
+        "throughput/data_wait_fraction",
+    }
+    last = curves(tmp_path)["throughput/tokens_per_second"][-1][1]
+    assert shown["throughput/tokens_per_second"] == pytest.approx(last)
 
 
 def test_another_loader_has_no_waiting_to_log(tmp_path):

@@ -2,10 +2,26 @@
 
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import PROGRAM, SMALL
-from pictures import BROWSER, NORMS_PAGE, browse, cards, get, serve, wait_for
+from pictures import (
+    BROWSER,
+    NORMS_PAGE,
+    browse,
+    cards,
+    elements,
+    get,
+    last_image,
+    page_text,
+    projector,
+    select_token,
+    serve,
+    wait_for,
+)
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium and chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +47,73 @@ def test_a_run_that_goes_on_in_its_folder_shows_one_curve(tensorboard: str) -> N
     assert [step for _, step, _ in points] == list(range(30))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium and chromedriver")
-def test_the_link_that_fit_prints_shows_the_three_norms(tensorboard: str) -> None:
+def test_the_newest_heat_map_is_that_of_the_last_step(tensorboard: str) -> None:
+    tag = "embedding_picture%2Fposition_similarity"
+    images = get(f"{tensorboard}/data/plugin/images/images?run=version_0&tag={tag}&sample=0")
+    assert images[0]["step"] == 0
+    assert images[-1]["step"] == 30
+    assert last_image(tensorboard, tag).startswith(b"\x89PNG")
+
+
+@needs_browser
+def test_the_link_that_fit_prints_shows_the_norms_as_curves_histograms_and_pictures(tensorboard: str) -> None:
     with browse(f"{tensorboard}/{NORMS_PAGE}") as browser:
-        wait_for(lambda: len(cards(browser)) == 3)
-        assert cards(browser) == {"embedding_norm/input", "embedding_norm/position", "embedding_norm/token"}
+        wait_for(lambda: len(cards(browser)) == 7)
+        assert cards(browser) == {
+            "embedding_norm/input",
+            "embedding_norm/position",
+            "embedding_norm/token",
+            "embedding_picture/norm_by_position",
+            "embedding_picture/norms_of_positions",
+            "embedding_picture/norms_of_tokens",
+            "embedding_picture/position_similarity",
+        }
+        images = (
+            "return [...document.querySelectorAll('card-view img')].filter(image => image.naturalWidth > 500).length"
+        )
+        wait_for(lambda: browser.execute_script(images) == 2)
+
+
+@needs_browser
+def test_one_chart_draws_the_three_norms_and_three_draw_their_bands(tensorboard: str) -> None:
+    with browse(f"{tensorboard}/#custom_scalars") as browser:
+        wait_for(lambda: "Matches (3)" in page_text(browser))
+        text = page_text(browser)
+        assert "mean norm; expected at the start: token 0.06, position 0.03, input 0.06" in text
+        for kind in ("token", "position", "input"):
+            assert f"embedding_norm/{kind} (version_0)" in text
+            assert f"{kind} norm: mean, 5th to 95th percentile" in text
+        # Plottable's classes: a line of 30 points each, and an area each for the bands.
+        wait_for(lambda: len([line for line in elements(browser, "path.line") if _drawn(line)]) >= 6)
+        wait_for(lambda: len([area for area in elements(browser, "path.area") if _drawn(area)]) >= 3)
+
+
+def _drawn(path: Any) -> bool:
+    return len(path.get_attribute("d") or "") > 100
+
+
+@needs_browser
+def test_the_text_shows_training_windows_with_their_targets(tensorboard: str) -> None:
+    with browse(f"{tensorboard}/#text") as browser:
+        wait_for(lambda: "window 0" in page_text(browser))
+        text = page_text(browser)
+        assert "training windows, the first 32 of 32 tokens of each" in text
+        assert "input The Rain Book Every morning but Sunday , Wina Tuck" in text
+        assert "target Rain Book Every morning but Sunday , Wina Tuck" in text
+
+
+@needs_browser
+def test_the_projector_shows_a_point_a_token_with_its_label_and_its_neighbours(tensorboard: str) -> None:
+    with browse(f"{tensorboard}/#projector") as browser:
+        labels = browser.execute_script(
+            "return arguments[0].dataSet.points.map(point => Object.values(point.metadata))", projector(browser)
+        )
+        counts = [count for _, count in labels]
+        assert counts == sorted(counts, reverse=True)
+        words = dict(labels)
+        assert words["morning"] < words["the"]
+        select_token(browser, "morning")
+        wait_for(lambda: "Nearest points" in page_text(browser))
+        text = page_text(browser)
+        assert f"Points: {len(labels)}" in text
+        assert any(f"{word} 0." in text or f"{word}0." in text for word in words if word != "morning")

@@ -1,5 +1,7 @@
 import inspect
+import itertools
 import pickle
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.corpus import SHIPPED_TEXT
 from gpt2_lit.split import Range
+from gpt2_lit.token_store import StoreError, TokenStore, open_raw
+from gpt2_lit.windows import as_it_is
 
 PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"
 STORY = "Once upon a time there were four little Rabbits, and their names were Flopsy, Mopsy, Cotton-tail, and Peter."
@@ -142,6 +146,34 @@ def test_tokens_may_be_memory_mapped(tmp_path):
     assert np.shares_memory(dataset.token_ids, token_ids)
 
 
+def test_documents_in_a_window_are_numbered_and_their_positions_start_at_0():
+    token_ids = np.array([1, 2, 9, 3, 4, 5, 9, 9, 6, 7])
+    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=9, stride=1, end_of_text=9)
+    input_ids, target_ids, position_ids, document_ids = dataset[0]
+    assert input_ids.tolist() == [1, 2, 9, 3, 4, 5, 9, 9, 6]
+    assert target_ids.tolist() == [2, 9, 3, 4, 5, 9, 9, 6, 7]
+    assert position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 0]
+    assert document_ids.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 3]
+
+
+@given(st.lists(st.integers(0, 2), min_size=3, max_size=60), st.integers(1, 12), st.integers(1, 5))
+def test_positions_and_documents_are_those_that_counting_token_by_token_gives(token_ids, context_size, stride):
+    dataset = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride, end_of_text=0)
+    plain = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride)
+    for input_ids, _, position_ids, document_ids in dataset:
+        position = document = 0
+        for i in range(context_size):
+            assert (position_ids[i], document_ids[i]) == (position, document)
+            position += 1
+            if input_ids[i] == 0:
+                position, document = 0, document + 1
+    if len(dataset):
+        batch, pair = dataset[range(len(dataset))], plain[range(len(dataset))]
+        assert all(ids.is_contiguous() and ids.dtype == torch.int64 for ids in batch)
+        assert torch.equal(batch.input_ids, pair.input_ids)
+        assert torch.equal(batch.position_ids[-1], dataset[-1].position_ids)
+
+
 def test_a_batch_can_be_changed_without_changing_the_dataset():
     dataset = GPTDatasetV1.from_token_ids(np.arange(6), context_size=3, stride=1)
     inputs, targets = dataset[[0, 1]]
@@ -211,6 +243,18 @@ def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle,
     assert loader.num_workers == num_workers
 
 
+def test_a_pass_draws_from_torchs_random_numbers_what_a_dataloader_draws():
+    states = []
+    for loader in (
+        dataloader_v1(STORY, shuffle=True),
+        DataLoader(GPTDatasetV1(STORY, gpt2_tokenizer(), context_size=5, stride=2), batch_size=3, shuffle=True),
+    ):
+        torch.manual_seed(7)
+        assert list(loader)
+        states.append(torch.get_rng_state().tolist())
+    assert states[0] == states[1]
+
+
 @pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
 def test_peter_rabbit_begins_with_the_known_windows():
     inputs, targets = next(iter(dataloader_v1(PETER_RABBIT.read_text(encoding="utf-8"))))
@@ -244,3 +288,76 @@ def test_an_index_that_is_no_whole_number_is_refused():
         with pytest.raises(TypeError, match="a window is named by a whole number"):
             dataset[index]
     assert dataset[[]].input_ids.shape == (0, 2)
+
+
+@st.composite
+def shards_in_files(draw) -> tuple[list[int], str, int]:
+    """Lengths of shards, the type of their ids and the bytes in front of them, as of llm.c's header."""
+    lengths = draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))
+    return lengths, draw(st.sampled_from(["<u2", "<u4"])), draw(st.sampled_from([0, 1024]))
+
+
+@given(shards_in_files(), RANGES, st.integers(1, 6), st.integers(1, 9), st.data())
+@settings(deadline=None, max_examples=150)
+def test_no_window_crosses_from_one_shard_into_another(
+    tmp_path_factory, shards_of, gaps_and_lengths, context_size, stride, data
+):
+    lengths, dtype, offset = shards_of
+    folder = tmp_path_factory.mktemp("shards")
+    ids, borders, files = np.arange(sum(lengths)), np.cumsum([0, *lengths]).tolist(), []
+    for number, (start, stop) in enumerate(itertools.pairwise(borders)):
+        files.append(folder / str(number))
+        files[-1].write_bytes(bytes(offset) + ids[start:stop].astype(dtype).tobytes())
+    # Mapped in any order, so that they lie in the memory in any order.
+    mapped: dict[int, np.ndarray] = {}
+    for number in data.draw(st.permutations(range(len(lengths)))):
+        empty = np.empty(0, dtype)
+        mapped[number] = np.memmap(files[number], dtype, mode="r", offset=offset) if lengths[number] else empty
+    store = TokenStore(str(folder), [mapped[number] for number in range(len(lengths))], content="")
+
+    ranges, end = [], 0
+    for gap, length in gaps_and_lengths:
+        ranges.append(Range(min(end + gap, len(ids)), min(end + gap + length, len(ids))))
+        end = ranges[-1].stop
+    windows = [
+        list(range(first, first + context_size))
+        for part in ranges
+        for start, stop in itertools.pairwise(borders)
+        for first in range(max(part.start, start), min(part.stop, stop) - context_size, stride)
+    ]
+    dataset = GPTDatasetV1.from_token_ids(store, context_size, stride, ranges)
+    assert len(dataset) == len(windows)
+    indices = data.draw(st.lists(st.integers(-len(windows), len(windows) - 1), max_size=20)) if windows else []
+    batch = dataset[indices]
+    assert batch.input_ids.tolist() == [windows[index] for index in indices]
+    assert torch.equal(batch.target_ids, batch.input_ids + 1)
+    assert [dataset[index].input_ids.tolist() for index in indices] == [windows[index] for index in indices]
+    assert dataset[np.arange(len(windows))].input_ids.tolist() == windows
+    shutil.rmtree(folder)
+
+
+def test_windows_of_a_store_go_to_spawned_workers_as_its_path(tmp_path):
+    for number, name in enumerate(("b.bin", "a.bin")):
+        (np.arange(30_000, dtype="<u2") + number * 30_000).tofile(tmp_path / name)
+    store = open_raw([tmp_path / "b.bin", tmp_path / "a.bin"])
+    dataset = GPTDatasetV1.from_token_ids(store, 5, 3, [Range(0, 29_000), Range(29_900, 30_100), Range(50_000, 60_000)])
+    assert len(pickle.dumps(dataset)) < 1000
+    order = np.random.default_rng(1).permutation(len(dataset))[:64].reshape(8, 8)
+    options = {"sampler": order, "batch_size": None, "collate_fn": as_it_is}
+    spawned = DataLoader(dataset, num_workers=2, multiprocessing_context="spawn", **options)
+    assert as_lists(spawned) == as_lists(DataLoader(dataset, **options))
+
+
+def test_a_store_that_changed_since_is_refused_by_spawned_workers(tmp_path):
+    np.arange(100, dtype="<u2").tofile(tmp_path / "tokens.bin")
+    pickled = pickle.dumps(GPTDatasetV1.from_token_ids(open_raw([tmp_path / "tokens.bin"]), 5, 3))
+    np.arange(1, 101, dtype="<u2").tofile(tmp_path / "tokens.bin")
+    with pytest.raises(StoreError, match="has changed since it was opened"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_a_window_may_be_named_by_any_integer_type(dtype):
+    dataset = GPTDatasetV1.from_token_ids(np.arange(1000), 2, 9, [Range(0, 500), Range(500, 1000)])
+    assert dataset[np.array([100, 3], dtype)].input_ids.tolist() == [[900 - 4, 900 - 3], [27, 28]]
+    assert dataset[dtype(100)].input_ids.tolist() == [900 - 4, 900 - 3]

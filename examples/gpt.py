@@ -1,0 +1,167 @@
+"""vectors -> vectors -> scores: GPT-2's blocks, and the whole model with an EmbeddingModule in front.
+
+    vectors (B, T, D)
+     |   num_layers times:
+     |     vectors + attention(norm(vectors))    each place gathers from those before it
+     |     vectors + mlp(norm(vectors))          each place works on what it has
+     |   norm
+     v
+    hidden (B, T, D)
+     |   compared with each row of the token table
+     v
+    scores (B, T, V)
+
+The letters are those of gpt2_lit; besides, H is the number of heads.
+"""
+
+import math
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from gpt2_lit import EmbeddingModule
+
+# Source: openai/gpt-2, src/model.py: conv1d draws its matrices with a standard deviation of 0.02.
+INIT_STD = 0.02
+
+
+class CausalSelfAttention(nn.Module):
+    """Each place gathers from itself and the places before it; none can look ahead.
+
+    Args:
+        embed_dim: Length of a vector, D.
+        num_heads: How many questions each place asks at once, H, each with D / H of its numbers.
+        dropout: Share of the looks back that are left out in training.
+
+    Raises:
+        ValueError: If ``embed_dim`` is no multiple of ``num_heads``.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads = {num_heads}, got {embed_dim}.")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
+        self.output = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        # One product makes all three; then the heads stand beside the batch, where they do not see each other.
+        heads = self.query_key_value(vectors).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D / H)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
+        gathered = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+        )
+        return self.output(gathered.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Each place works alone on its vector, in four times the room."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(embed_dim, 4 * embed_dim)
+        # Source: openai/gpt-2, src/model.py: gelu is the approximation by tanh.
+        self.activation = nn.GELU(approximate="tanh")
+        self.output = nn.Linear(4 * embed_dim, embed_dim)
+
+    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.output(self.activation(self.expand(vectors)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to what it was given.
+
+    The norms stand within the branches ("pre-norm"), so that the sum runs through the whole model untouched, and the
+    gradient runs back along it.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.attention = CausalSelfAttention(embed_dim, num_heads, dropout)
+        self.mlp_norm = nn.LayerNorm(embed_dim)
+        self.mlp = MLP(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        vectors = vectors + self.dropout(self.attention(self.attention_norm(vectors)))
+        return vectors + self.dropout(self.mlp(self.mlp_norm(vectors)))
+
+
+class Blocks(nn.Module):
+    """All blocks of GPT-2 and the norm behind them: a backbone for EmbeddingStub.
+
+    Args:
+        embed_dim: Length of a vector, D; the embed_dim of the embedding in front.
+        num_layers: Number of blocks.
+        num_heads: Heads of the attention in each block; embed_dim is a multiple of it.
+        dropout: Share of the numbers set to zero in training, from 0 to below 1. GPT-2 was trained with 0.1.
+
+    Raises:
+        ValueError: If ``embed_dim`` is no multiple of ``num_heads``, or not that of the vectors.
+
+    Example:
+        >>> import torch
+        >>> blocks = Blocks(embed_dim=8, num_layers=2, num_heads=2)
+        >>> blocks(torch.zeros(3, 5, 8)).shape
+        torch.Size([3, 5, 8])
+    """
+
+    def __init__(self, embed_dim: int = 768, num_layers: int = 12, num_heads: int = 12, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, dropout) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the matrices with new random numbers as small as GPT-2's; biases start at zero."""
+        # Source: Radford et al. 2019, section 2.3: each block adds two branches to the sum, so that the last matrix of
+        # each branch starts smaller, by the square root of their number. The sum then has the size of one branch.
+        branch_std = INIT_STD / math.sqrt(2 * len(self.blocks))
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                nn.init.normal_(parameter, std=branch_std if ".output." in name else INIT_STD)
+
+    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if vectors.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"the blocks are made for vectors of embed_dim = {self.embed_dim} numbers, got {vectors.shape[-1]}. "
+                "Give the blocks the embed_dim of the embedding."
+            )
+        return self.norm(self.blocks(vectors))
+
+
+class GPT(nn.Module):
+    """The whole model in one piece: embedding, blocks, and a score for each token that could come next.
+
+    Args:
+        embedding: Turns ids into vectors; its token table is the head, too ("tied": what a token is like and what
+            place it fits into are said by one vector).
+        blocks: Any module that maps (B, T, D) to (B, T, D).
+
+    Example:
+        >>> import torch
+        >>> gpt = GPT(EmbeddingModule(10, 8, context_size=5), Blocks(8, num_layers=1, num_heads=2))
+        >>> gpt(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 10])
+    """
+
+    def __init__(self, embedding: EmbeddingModule, blocks: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = blocks
+
+    def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        hidden = self.blocks(self.embedding(input_ids))
+        return self.embedding.logits(hidden)
+
+
+def next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the next token, in nats: 0 where the model is sure and right."""
+    return F.cross_entropy(scores.flatten(0, 1), target_ids.flatten())

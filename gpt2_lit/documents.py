@@ -1,0 +1,524 @@
+"""files -> documents: text, lines of JSON and columns of strings, piece by piece, in little memory."""
+
+import difflib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from gpt2_lit.bpe import SAFE_CUT
+from gpt2_lit.corpus import Source, SourceFile, find_files, is_url, open_file, unreachable
+
+_PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
+_LONGEST = 1 << 26  # bytes that are kept in memory in search of a place to cut
+_END = sys.maxsize  # of a file, wherever it is
+_ROWS = 64  # of a column, made strings at a time
+_GUTENBERG_WINDOW = 1 << 17  # bytes at both ends of a book in which its markers are looked for; the licence has 19,000
+
+# SAFE_CUT in bytes of UTF-8: a space or line end behind anything but the whitespace of str.isspace(). It comes first in
+# the pattern, as bytes that may be searched for are found fastest.
+_WHITESPACE = (
+    rb"[\t-\r\x1c-\x20]",
+    rb"\xc2[\x85\xa0]",
+    rb"\xe1\x9a\x80",
+    rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]",
+    rb"\xe2\x81\x9f",
+    rb"\xe3\x80\x80",
+)
+_CUT = rb"[ \r\n]" + b"".join(rb"(?<!%b[ \r\n])" % whitespace for whitespace in _WHITESPACE)
+_FIRST_CUT = re.compile(_CUT)
+_LAST_CUT = re.compile(rb"(?s:.*)" + _CUT)
+_LOOK_BEHIND = 3  # bytes in front of a place that tell whether it is a cut: the longest whitespace
+
+# "*** START OF THE PROJECT GUTENBERG EBOOK A LONG TITLE ***", over up to four lines, and what else it was through the
+# years: THIS, COPYRIGHTED, ETEXT, no blank behind the stars, no stars at the end. The blank lines around the book go.
+_GUTENBERG_START = (
+    r"(?<![^\r\n\xbf\ufeff])\*\*\* *START OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG"
+    r"(?:[^\r\n*]*(?:(?:\r\n?|\n)[^\r\n*]+){0,3}\*\*\*)?[^\r\n]*[\r\n]*"
+)
+# In older books a line like "End of Project Gutenberg's Alice, by Lewis Carroll" stands in front of the marker.
+_GUTENBERG_END = (
+    r"(?:\A|(?<![\r\n])[\r\n]+)"
+    r"(?:END OF (?:THE |THIS )?PROJECT GUTENBERG[^\r\n]*(?:(?:\r\n?|\n)[^\r\n*]+){0,3}[\r\n]+)?"
+    r"(\*\*\* *END OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG)"
+)
+
+
+class TextOptions(NamedTuple):
+    """How files are to be read; plain values, as they are part of what identifies the tokens that come of it.
+
+    Args:
+        text_field: Where the text is: the field of lines of JSON, the column of Parquet and Arrow files.
+        strip_gutenberg: Whether to leave out Project Gutenberg's header and footer: all up to the line
+            ``*** START OF THE PROJECT GUTENBERG EBOOK ...`` and from ``*** END OF ...`` on. A text without these
+            lines stays whole.
+    """
+
+    text_field: str = "text"
+    strip_gutenberg: bool = False
+
+
+AS_IT_IS = TextOptions()
+
+
+class Piece(NamedTuple):
+    """A part of a document, short enough for memory and cut where no token of GPT-2 is cut."""
+
+    text: str
+    ends_document: bool  # the document ends behind this piece
+
+
+class Document(NamedTuple):
+    """One text and where it came from."""
+
+    path: str
+    text: str
+
+
+def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    """The documents of a file, or of a range of its bytes, in pieces of about 131,072 characters at most.
+
+    A text file is one document, a line of JSON and a row of a column one each. Empty documents are left out: they give
+    no piece. Text is UTF-8; a byte-order mark at the start is dropped and every line end becomes a newline, as in
+    Python's text mode; strings in JSON, Parquet and Arrow stay as they are.
+
+    Ranges that tile a file give together what the whole file gives, document by document, whatever their borders: each
+    begins at the first place to cut at or behind ``start``, and ends at the first at or behind ``stop``. These places
+    are in a text each space and line end behind a character that is no whitespace, in front of which a cut never
+    changes a token of GPT-2; in lines of JSON the beginning of each line; in Parquet that of each row group. Of a file
+    that cannot be cut, the range that starts at 0 gives everything.
+
+    Memory: a few pieces, some pages of Parquet, a batch of Arrow. A text without a place to cut is kept until one
+    comes, up to 64 MiB; a line of JSON likewise.
+
+    Whether a local file is still the one that was found is checked behind its last piece.
+
+    Raises:
+        ValueError: If the content is not what the ending says, is not UTF-8, lacks the field, or cannot be cut.
+        OSError: If the file cannot be read, or changed since it was found.
+
+    Example:
+        >>> [tale] = find_files(None)
+        >>> [piece] = read_pieces(tale, TextOptions())
+        >>> [first] = read_pieces(tale, TextOptions(), stop=100)
+        >>> [second] = read_pieces(tale, TextOptions(), start=100)
+        >>> first.text + second.text == piece.text
+        True
+        >>> first.ends_document, second.ends_document
+        (False, True)
+    """
+    read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}[file.kind]
+    stop = _END if stop is None else stop
+    if not file.can_be_cut:
+        start, stop = (0, _END) if start == 0 < stop else (0, 0)
+    if start >= stop:
+        return
+    try:
+        yield from read(file, options, start, stop)
+    except Exception as error:
+        _check_unchanged(file)  # else that is the reason
+        raise _explained(file, error) from None
+    _check_unchanged(file)
+
+
+def read_documents(source: Source | None, options: TextOptions = AS_IT_IS) -> Iterator[Document]:
+    """The documents of a source one by one, whole: :func:`find_files`, :func:`read_pieces`.
+
+    Raises:
+        ValueError: If there is no text in the whole source, and what :func:`read_pieces` raises.
+    """
+    files, parts = find_files(source), []
+    num_documents = 0
+    for file in files:
+        for piece in read_pieces(file, options):
+            parts.append(piece.text)
+            if piece.ends_document:
+                yield Document(file.path, "".join(parts))
+                parts.clear()
+                num_documents += 1
+    if not num_documents:
+        raise no_text_error(files)
+
+
+def no_text_error(files: Sequence[SourceFile]) -> ValueError:
+    """What to raise where none of the files has any text."""
+    if len(files) == 1:
+        return ValueError(f"{files[0].path} is empty. Give a file with text.")
+    return ValueError(
+        f"the {len(files)} files of data.source, {files[0].path} to {files[-1].path}, are all empty. "
+        "Give at least one with text."
+    )
+
+
+# Bytes of a file.
+
+
+def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[bytes]:
+    """The unpacked bytes of a file from ``start`` to ``stop``, in blocks."""
+    with open_file(file) as stream:
+        position = 0
+        if start and file.can_be_cut:
+            position = stream.seek(start)
+        for block in _unpacked(file, stream):
+            used = block[max(start - position, 0) : max(stop - position, 0)]
+            position += len(block)
+            if used:
+                yield used
+            if position >= stop:
+                return
+
+
+def _unpacked(file: SourceFile, stream: io.BufferedReader) -> Iterator[bytes]:
+    if file.compression == "gz":
+        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
+        yield from _members(file, stream, "gzip", new_member, zlib.error)
+    elif file.compression == "zst":
+        import zstandard
+
+        # Files of `zstd --long=31`, which are around, need all of the window.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        yield from _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
+    else:
+        yield from iter(partial(stream.read, _PIECE), b"")
+
+
+def _members(
+    file: SourceFile, stream: io.BufferedReader, form: str, new_member: Callable[[], Any], failure: type[Exception]
+) -> Iterator[bytes]:
+    """What is in the members (zstd: frames) of a compressed file, each of which must be whole.
+
+    zstandard's own reader would take the end of a file that is cut short for the end of its content.
+    """
+    member, data = None, bytearray()
+    while packed := stream.read(1024):  # little, as all that comes of it is unpacked at once: up to 32,768 times that
+        while packed:
+            member = member or new_member()
+            try:
+                data += member.decompress(packed)
+            except failure as error:
+                raise _damaged(file, form, error) from None
+            packed = member.unused_data
+            if member.eof:
+                member = None
+        while len(data) >= _PIECE:
+            yield bytes(data[:_PIECE])
+            del data[:_PIECE]
+    if member:
+        raise _damaged(file, form, "it ends too early")
+    if data:
+        yield bytes(data)
+
+
+def _damaged(file: SourceFile, form: str, reason: object) -> ValueError:
+    return ValueError(f"{file.path} is not a whole {form} file: {reason}. Download it or make it anew.")
+
+
+# Text and lines of JSON: bytes, cut where it is allowed.
+
+
+class _Cuts(NamedTuple):
+    """Where bytes may be cut: the first place at or behind one, and the last behind one; None if there is none."""
+
+    first: Callable[[bytearray, int], int | None]
+    last: Callable[[bytearray, int], int | None]
+    way_out: str
+
+
+def _first_gap(data: bytearray, at: int) -> int | None:
+    cut = _FIRST_CUT.search(data, at)
+    return cut.start() if cut else None
+
+
+def _last_gap(data: bytearray, behind: int) -> int | None:
+    cut = _LAST_CUT.match(data, behind)
+    return cut.end() - 1 if cut else None
+
+
+def _first_line(data: bytearray, at: int) -> int | None:
+    return data.find(b"\n", max(at - 1, 0)) + 1 or None
+
+
+def _last_line(data: bytearray, behind: int) -> int | None:
+    return data.rfind(b"\n", behind) + 1 or None
+
+
+_GAPS = _Cuts(_first_gap, _last_gap, "has no space or line end behind a character to cut at. Break it into lines")
+_LINES = _Cuts(_first_line, _last_line, "is one line. Make it several, one document each")
+
+
+def _segments(
+    file: SourceFile, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
+) -> Iterator[tuple[int, bytearray, bool]]:
+    """The bytes of a range, cut at allowed places, and where each segment begins; True with the last of the file.
+
+    ``low`` and ``high`` are where the text in the file begins and ends.
+    """
+    if stop <= max(start, low):
+        return
+    inside = start <= low
+    position = low if inside else max(start - _LOOK_BEHIND, low)  # of the data's first byte in the file
+    data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
+    for block in _blocks(file, position, high):
+        if inside and data:  # only now, so that a short file is one segment
+            cut = cuts.last(data, searched)
+            if cut is not None:
+                yield position, data[:cut], False
+                position += cut
+                del data[:cut]
+            elif len(data) > _LONGEST:
+                raise ValueError(
+                    f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and "
+                    f"{cuts.way_out}."
+                )
+            searched = max(len(data), 1)
+        data += block
+        reaches_stop = position + len(data) >= stop
+        if not inside:
+            cut = cuts.first(data, searched)
+            if cut is None and not reaches_stop:
+                gone = max(len(data) - _LOOK_BEHIND, 0)
+                searched = max(len(data), searched) - gone
+                position += gone
+                del data[:gone]
+                continue
+            if cut is None or position + cut >= stop:
+                return  # that place is the next range's
+            inside, searched = True, 1
+            position += cut
+            del data[:cut]
+        if reaches_stop:
+            cut = cuts.first(data, max(stop - position, searched))
+            if cut is not None:
+                yield position, data[:cut], False
+                return
+    if inside and data:
+        yield position, data, True
+
+
+def _read_text(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+    low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
+    for position, data, is_last in _segments(file, _GAPS, start, stop, low, high):
+        text = _decoded(file, position, data)
+        if "\r" in text:
+            text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+        if text:
+            yield Piece(text, is_last)
+
+
+def _read_jsonl(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+    for position, data, _ in _segments(file, _LINES, start, stop):
+        for index, line in enumerate(_decoded(file, position, data).split("\n")):
+            if line and not line.isspace():
+                try:
+                    text = _text_field(line, options.text_field)
+                except (ValueError, RecursionError) as error:
+                    line_number = _line_number(file, position) + index
+                    raise ValueError(f"{file.path}, line {line_number}: {error}") from None
+                yield from _document_pieces(text, options)
+
+
+def _text_field(line: str, field: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            f"this is not JSON ({error}). Each line must be a JSON object of its own (of a file that is one list make "
+            "lines by: jq -c '.[]')."
+        ) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.")
+    if field not in value:
+        raise ValueError(f"the object has no field {field!r}. {_names(field, value)}")
+    if not isinstance(value[field], str):
+        raise ValueError(f"the field {field!r} must be a string and is {_json_type(value[field])}. Mend or drop it.")
+    return value[field]
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "an object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _names(field: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(field, names, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return f"It has: {', '.join(names) or 'nothing'}.{meant} Set data.text_field."
+
+
+def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        offset = position + error.start
+        encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        raise ValueError(
+            f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
+            f"{_line_number(file, offset)}; {error.reason}). "
+            f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
+        ) from None
+    return text.removeprefix("\ufeff") if position == 0 else text
+
+
+def _line_number(file: SourceFile, offset: int) -> int:
+    return 1 + sum(block.count(b"\n") for block in _blocks(file, 0, offset))
+
+
+def _document_pieces(text: str, options: TextOptions) -> Iterator[Piece]:
+    """A document that is in memory, in pieces; an empty one has none."""
+    start, stop = 0, len(text)
+    if options.strip_gutenberg:
+        tail_start = max(stop - _GUTENBERG_WINDOW, 0)
+        start, stop = _between_markers(text[:_GUTENBERG_WINDOW], text[tail_start:], tail_start, stop)
+    while stop - start > _PIECE and (cut := SAFE_CUT.search(text, start + _PIECE, stop)):
+        yield Piece(text[start : cut.start()], False)
+        start = cut.start()
+    if start < stop:
+        yield Piece(text[start:stop], True)
+
+
+def _gutenberg_book(file: SourceFile) -> tuple[int, int]:
+    """Where the book begins and ends in a file of Project Gutenberg, in unpacked bytes; any other text is all book."""
+    if file.can_be_cut:
+        size, tail_start = file.size, max(file.size - _GUTENBERG_WINDOW, 0)
+        head, tail = (b"".join(_blocks(file, at, at + _GUTENBERG_WINDOW)) for at in (0, tail_start))
+    else:
+        size, head, tail = 0, b"", b""
+        for block in _blocks(file):
+            size += len(block)
+            head += block[: _GUTENBERG_WINDOW - len(head)]
+            tail = (tail + block)[-_GUTENBERG_WINDOW:]
+        tail_start = size - len(tail)
+    return _between_markers(head.decode("latin-1"), tail.decode("latin-1"), tail_start, size)
+
+
+def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[int, int]:
+    begin = re.search(_GUTENBERG_START, head, re.IGNORECASE | re.ASCII)
+    low = begin.end() if begin else 0
+    high = size
+    for end in re.finditer(_GUTENBERG_END, tail, re.IGNORECASE | re.ASCII):
+        if tail_start + end.start(1) >= low:
+            high = tail_start + end.start()
+    return low, high
+
+
+# Columns of Parquet and Arrow.
+
+
+def _read_parquet(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+    from pyarrow import parquet
+
+    if not file.serves_ranges:
+        raise ValueError(f"{file.path}: a Parquet file is read in parts, which this server does not send. Download it.")
+    with (
+        _damage_named(file, "Parquet"),
+        open_file(file) as stream,
+        parquet.ParquetFile(
+            stream,
+            buffer_size=1 << 20,  # else a row group is kept whole, which may be the whole file
+            pre_buffer=False,
+        ) as table,
+    ):
+        _check_column(file, options, table.schema_arrow)
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+        row = 0
+        for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
+            if start <= begin < stop:
+                batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field], use_threads=False)
+                yield from _column_pieces(file, options, row, batches)
+            row += group.num_rows
+
+
+def _read_arrow(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+    from pyarrow import ipc
+
+    with _damage_named(file, "Arrow"), open_file(file) as stream:
+        # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
+        if stream.read(6) == b"ARROW1":
+            stream.read(2)
+        else:
+            stream.seek(0)
+        batches = ipc.open_stream(stream)
+        _check_column(file, options, batches.schema)
+        yield from _column_pieces(file, options, 0, batches)
+
+
+@contextmanager
+def _damage_named(file: SourceFile, form: str) -> Iterator[None]:
+    """Say of which file it is that pyarrow complains."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's or the network's
+            raise
+        raise _damaged(file, form, error) from None
+
+
+def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
+    from pyarrow import types
+
+    field = options.text_field
+    if field not in schema.names:
+        raise ValueError(f"{file.path} has no column {field!r}. {_names(field, schema.names)}")
+    kind = schema.field(field).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+        raise ValueError(f"{file.path}: the column {field!r} must be of strings and is of {kind}. Set data.text_field.")
+
+
+def _column_pieces(file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any]) -> Iterator[Piece]:
+    for batch in batches:
+        column = batch.column(options.text_field)
+        for start in range(0, len(column), _ROWS):
+            try:
+                texts = column.slice(start, _ROWS).to_pylist()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
+                    f"({error.reason}). Make the file anew."
+                ) from None
+            for text in texts:
+                if text is None:
+                    raise ValueError(
+                        f"{file.path}, row {row} (counted from 0): the column {options.text_field!r} must be a string "
+                        "and is null. Mend or drop the row."
+                    )
+                yield from _document_pieces(text, options)
+                row += 1
+
+
+# What may go wrong with any of them.
+
+
+def _check_unchanged(file: SourceFile) -> None:
+    if is_url(file.path) or not os.path.exists(file.path):
+        return
+    now = os.stat(file.path)
+    if (now.st_size, str(now.st_mtime_ns)) != (file.size, file.stamp):
+        raise OSError(
+            f"{file.path} changed while it was read: it had {file.size} bytes and has {now.st_size}. Start again when "
+            "nothing writes to it."
+        )
+
+
+def _explained(file: SourceFile, error: Exception) -> Exception:
+    """An error of the disk or the network with the file's name; one that is clear already as it is."""
+    if isinstance(error, ValueError):
+        return error
+    if is_url(file.path):
+        return unreachable(file.path, error)
+    if isinstance(error, OSError):
+        return type(error)(
+            f"{file.path} cannot be read: {error.strerror or error}. Check its permissions and its disk."
+        )
+    return error

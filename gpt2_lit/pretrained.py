@@ -1,0 +1,170 @@
+"""files of weights -> tables: the token and the position embedding of a GPT-2, and nothing else of it."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from gpt2_lit.token_store import write_file
+
+# The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
+TABLE_NAMES = (
+    ("wte.weight", "wpe.weight"),  # OpenAI, Hugging Face, nanoGPT
+    ("tok_emb.weight", "pos_emb.weight"),  # Raschka, Build a Large Language Model (From Scratch)
+    ("token_embedding.weight", "position_embedding.weight"),  # EmbeddingModule
+)
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files: which of them holds which tensor
+
+
+class Tables(NamedTuple):
+    """The two tables of an embedding."""
+
+    token: Float32[Tensor, "V D"]
+    position: Float32[Tensor, "T D"]
+
+
+def read_tables(source: str | Path) -> Tables:
+    """Read the two tables of a GPT-2 and no other tensor of it, as float32.
+
+    Args:
+        source: A safetensors file; a checkpoint of PyTorch or Lightning (any other file); a folder with
+            model.safetensors, whole or in parts; or a repository on Hugging Face, such as openai-community/gpt2, which
+            is downloaded the first time.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or it cannot be downloaded.
+        ImportError: If a package of the extra ``pretrained`` is missing.
+        ValueError: If it does not hold one pair of tables that belong together.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = _download(str(source))
+    if path.is_dir():
+        tables = _from_folder(path)
+    elif path.suffix == ".safetensors":
+        tables = _from_safetensors(path)
+    else:
+        tables = _from_checkpoint(path)
+    token, position = tables
+    if any(table.ndim != 2 or not table.is_floating_point() or table.shape[1] != token.shape[-1] for table in tables):
+        raise ValueError(
+            f"the tables must hold vectors of one length, (V, D) and (T, D), but those of {source} are {token.dtype} "
+            f"of shape {tuple(token.shape)} and {position.dtype} of shape {tuple(position.shape)}."
+        )
+    return Tables(token.float(), position.float())
+
+
+def _download(repository: str) -> Path:
+    """The folder with the weights of a Hugging Face repository; without a network that of an earlier download."""
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repository) or repository.endswith(".safetensors"):
+        raise FileNotFoundError(f"there is no file or folder {repository}.")
+    hub = _import("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(repository, allow_patterns=[WEIGHTS, INDEX, "model-*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"there is no file or folder {repository}, and no repository of this name could be downloaded from Hugging "
+            f"Face: {_first_line(error)} Give the path of a file with the weights, or download them where there is a "
+            f"network: hf download openai-community/gpt2 {WEIGHTS}"
+        ) from error
+
+
+def _from_folder(folder: Path) -> list[Tensor]:
+    if (folder / WEIGHTS).exists():
+        return _from_safetensors(folder / WEIGHTS)
+    if not (folder / INDEX).exists():
+        raise FileNotFoundError(f"there is neither {WEIGHTS} nor {INDEX} in {folder}. Give the path of a file.")
+    file_of = json.loads((folder / INDEX).read_text())["weight_map"]
+    return [_open(folder / file_of[name]).get_tensor(name) for name in _names_of_tables(file_of, folder / INDEX)]
+
+
+def _from_safetensors(path: Path) -> list[Tensor]:
+    file = _open(path)
+    return [file.get_tensor(name) for name in _names_of_tables(file.keys(), path)]
+
+
+def _open(path: Path) -> Any:
+    """A safetensors file, of which only the header is read yet."""
+    safetensors = _import("safetensors")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, which {INDEX} beside it names. Download it, too.")
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or not whole: {_first_line(error)}") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """All weights in a checkpoint of PyTorch, Lightning or nanoGPT, by their names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint that can be read without running code from it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}. Give the path of a checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of as many types as there are ways for a file not to be one
+        raise ValueError(f"{path} is no checkpoint of tensors and plain values: {_first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
+    for name in ("state_dict", "model"):  # where Lightning and nanoGPT have the weights
+        state = state.get(name, state)
+    return state
+
+
+def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write weights as a safetensors file, whole or not at all.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+    """
+    save = _import("safetensors.torch").save
+    # Each with memory of its own, as the format wants it, also where two share it.
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    write_file(Path(path), save(tensors, metadata={"format": "pt"}))
+
+
+def _from_checkpoint(path: Path) -> list[Tensor]:
+    weights = read_weights(path)
+    return [weights[name] for name in _names_of_tables(weights, path)]
+
+
+def _names_of_tables(names: Collection[str], source: Path) -> tuple[str, str]:
+    """The names of the one pair of tables among the names of all tensors."""
+    pairs = [
+        (name, name.removesuffix(token) + position)
+        for token, position in TABLE_NAMES
+        for name in names
+        if name == token or name.endswith(f".{token}")
+    ]
+    pairs = [pair for pair in pairs if pair[1] in names]
+    if len(pairs) == 1:
+        return pairs[0]
+    found = ", ".join(token for token, _ in pairs) or "none"
+    some = ", ".join(sorted(names)[:20])
+    raise ValueError(
+        f"a file must hold one pair of tables, as {' or '.join(' and '.join(pair) for pair in TABLE_NAMES)}, with any "
+        f"prefix; {source} has {found} among {len(names)} tensors: {some}{' ...' if len(names) > 20 else '.'}"
+    )
+
+
+def _import(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"published weights need the package {package}. Install it with: pip install 'gpt2-lit[pretrained]'"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).partition(chr(10))[0].rstrip('. ')}."

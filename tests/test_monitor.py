@@ -1,0 +1,570 @@
+import io
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL, logged
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, GPTDatasetV1, gpt2_tokenizer
+from gpt2_lit.monitor import (
+    SAMPLE_TOKENS,
+    expected_norms,
+    principal_components,
+    sample,
+    spread,
+    token_counts,
+    token_label,
+    unigram_perplexity,
+)
+
+V, D, T = 23, 8, 4
+MEANS = ["embedding_norm/token", "embedding_norm/position", "embedding_norm/input"]
+PICTURES = ["embedding_picture/norm_by_position", "embedding_picture/position_similarity"]
+HISTOGRAMS = ["embedding_picture/norms_of_positions", "embedding_picture/norms_of_tokens"]
+
+
+class Later(LightningModule):
+    """A model as it may look when the stub is gone: an embedding deep inside, a head of its own, other batches."""
+
+    def __init__(self, num_embeddings: int = 1, sparse: bool = False, embed_dim: int = D) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.parts = nn.ModuleList(EmbeddingModule(V, embed_dim, T + 2) for _ in range(num_embeddings))
+        self.head = nn.Linear(embed_dim, V)
+        for part in self.parts:
+            part.token_embedding.sparse = sparse
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        vectors = self.parts[0](input_ids=batch["ids"], start_position=1)
+        vectors *= 1.0  # what comes behind may write into it
+        return F.cross_entropy(self.head(vectors).flatten(0, 1), batch["next"].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def batches(num: int = 6) -> DataLoader:
+    """Batches that each look up other ids."""
+    rows = torch.arange(num * 2 * T).view(num * 2, T) % V
+    return DataLoader([{"ids": row, "next": (row + 1) % V} for row in rows], batch_size=2)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> GPTDataModule:
+    """200 tokens, 19 words, the blank line and two special ones: 10 batches of 4 windows."""
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{i * i % 37}" for i in range(200)))
+    return GPTDataModule(path, tokenizer="words", context_size=T, batch_size=4, val_fraction=0.12)
+
+
+def stub(data: GPTDataModule, **options: Any) -> EmbeddingStub:
+    torch.manual_seed(1)
+    return EmbeddingStub(data.vocab_size, embed_dim=D, context_size=T, **options)
+
+
+def trainer(folder: Path, *, monitor: EmbeddingMonitor | None = None, **options: Any) -> Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "callbacks": [monitor or EmbeddingMonitor()],
+        "logger": TensorBoardLogger(folder, name="", version="run", default_hp_metric=False),
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "max_epochs": 1,
+    }
+    return Trainer(**(defaults | options))
+
+
+def events(folder: Path) -> EventAccumulator:
+    everything = {"images": 0, "histograms": 0, "tensors": 0}
+    return EventAccumulator(str(folder / "run"), size_guidance=everything).Reload()
+
+
+def steps(curve: list[tuple[int, float]]) -> list[int]:
+    return [step for step, _ in curve]
+
+
+def values(curve: list[tuple[int, float]]) -> list[float]:
+    return [value for _, value in curve]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_model_without_one_embedding_is_an_error_before_the_first_step(tmp_path, number):
+    run = trainer(tmp_path)
+    with pytest.raises(ValueError, match=f"EmbeddingMonitor watches the one .* and Later has {number}"):
+        run.fit(Later(number), batches())
+    assert run.global_step == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"every_n_steps": -1}, {"projected_tokens": -1}, {"projected_tokens": 2001}], ids=str
+)
+def test_an_option_out_of_its_range_is_an_error_that_names_it(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be .* Set monitor.{next(iter(options))}"):
+        EmbeddingMonitor(**options)
+
+
+def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp_path):
+    model, loader = Later(), batches()
+    tokens, positions = (table.detach().clone() for table in model.parts[0].parameters())
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer(tmp_path, log_every_n_steps=2).fit(model, loader)
+    found = logged(tmp_path / "run")
+
+    for step, batch in enumerate(loader):
+        if step % 2 == 0:
+            continue
+        vectors = tokens[batch["ids"]] + positions[1 : 1 + T]
+        for name, norms in {
+            "token": tokens[batch["ids"]].norm(dim=-1),
+            "position": positions[1 : 1 + T].norm(dim=-1),
+            "input": vectors.norm(dim=-1),
+        }.items():
+            for tag, value in {
+                f"embedding_norm/{name}": norms.mean().item(),
+                f"norm_band/{name}_p05": np.percentile(norms, 5),
+                f"norm_band/{name}_p95": np.percentile(norms, 95),
+            }.items():
+                assert (step, pytest.approx(value, rel=1e-5)) in found[tag]
+                assert steps(found[tag]) == [1, 3, 5]
+    assert values(found["table_norm/token"]) == 3 * [pytest.approx(tokens.norm(dim=-1).mean().item(), rel=1e-5)]
+    assert values(found["table_norm/position"]) == 3 * [pytest.approx(positions.norm(dim=-1).mean().item(), rel=1e-5)]
+
+
+@pytest.mark.parametrize(("sparse", "clip"), [(False, None), (True, None), (False, 1e-3)])
+def test_gradient_norms_are_those_of_the_step_before_clipping(tmp_path, sparse, clip):
+    model = Later(sparse=sparse)
+    before = [table.detach().clone() for table in model.parts[0].parameters()]
+    trainer(tmp_path, max_steps=1, gradient_clip_val=clip).fit(model, batches())
+    found = logged(tmp_path / "run")
+    if clip:
+        model = Later()
+        trainer(tmp_path / "without", max_steps=1).fit(model, batches())
+    for name, table, former in zip(("token", "position"), model.parts[0].parameters(), before, strict=True):
+        gradient = (former - table.detach()) / 0.5
+        assert found[f"gradient_norm/{name}_embedding"] == [(0, pytest.approx(gradient.norm().item(), rel=1e-4))]
+
+
+def test_each_tag_has_one_point_a_logged_step_also_where_the_model_logs_means_itself(data, tmp_path):
+    trainer(tmp_path, log_every_n_steps=3, max_epochs=2).fit(stub(data), data)
+    found = logged(tmp_path / "run")
+    for tag in [*MEANS, "norm_band/token_p05", "table_norm/token", "gradient_norm/token_embedding"]:
+        assert steps(found[tag]) == [2, 5, 8, 11, 14, 17]
+    for name in ("token", "position", "input"):
+        for low, mean, high in zip(
+            *(
+                values(found[tag])
+                for tag in (f"norm_band/{name}_p05", f"embedding_norm/{name}", f"norm_band/{name}_p95")
+            ),
+            strict=True,
+        ):
+            assert low < mean < high
+
+
+def test_what_the_model_logs_is_not_logged_again(data, tmp_path):
+    model, tags = stub(data), []
+    log_dict = model.log_dict
+
+    def recording(values: Any, **options: Any) -> None:
+        tags.extend(values)
+        log_dict(values, **options)
+
+    model.log_dict = recording
+    trainer(tmp_path, max_steps=1).fit(model, data)
+    assert "norm_band/token_p05" in tags
+    assert set(tags).isdisjoint(MEANS)
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    monitor = EmbeddingMonitor(every_n_steps=2)
+    options = {"accumulate_grad_batches": 2, "max_epochs": 2, "log_every_n_steps": 3}
+    trainer(tmp_path, monitor=monitor, **options).fit(Later(), batches())
+    assert [image.step for image in events(tmp_path).Images(PICTURES[0])] == [0, 2, 4, 6]
+    found = logged(tmp_path / "run")
+    for tag in (
+        "embedding_norm/token",
+        "table_norm/token",
+        "gradient_norm/token_embedding",
+        "vocabulary/seen_fraction",
+    ):
+        assert steps(found[tag]) == [2, 5]
+
+
+def test_the_share_of_the_vocabulary_counts_each_id_once_that_was_an_input(tmp_path):
+    loader, seen, expected = batches(4), set(), []
+    for batch in loader:
+        seen |= set(batch["ids"].flatten().tolist())
+        expected.append((len(expected), pytest.approx(len(seen) / V)))
+    trainer(tmp_path).fit(Later(), loader)
+    assert expected[0][1] == 8 / V
+    assert expected[-1][1] == 1.0
+    assert logged(tmp_path / "run")["vocabulary/seen_fraction"] == expected
+
+
+def test_validation_is_not_counted_as_seen(data, tmp_path):
+    data.source.write_text(" ".join(f"w{i}" for i in range(200)))  # no word twice
+    trainer(tmp_path, max_epochs=2).fit(stub(data), data)
+    train_ids, val_ids = (
+        {i for window in split for i in window.input_ids.tolist()} for split in (data.train_dataset, data.val_dataset)
+    )
+    assert len(val_ids - train_ids) == len(val_ids) > 10
+    seen = logged(tmp_path / "run")["vocabulary/seen_fraction"][-1][1] * data.vocab_size
+    assert len(train_ids) - 4 * T < seen <= len(train_ids)  # windows of a batch that is not full sit out
+    assert seen == pytest.approx(round(seen))
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")  # it need not be, for this
+def test_a_run_that_goes_on_has_seen_what_it_had_seen(tmp_path):
+    first = trainer(tmp_path / "first", max_steps=2)
+    first.fit(Later(), batches(4))
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    torch.load(tmp_path / "run.ckpt", weights_only=True)
+    trainer(tmp_path / "whole", max_steps=4, max_epochs=2).fit(Later(), batches(4))
+    whole = logged(tmp_path / "whole/run")["vocabulary/seen_fraction"]
+    # Only ids that the first steps looked up, too: without its memory the share would fall.
+    again = DataLoader([{"ids": torch.arange(T), "next": torch.arange(T)}] * 8, batch_size=2)
+    on = trainer(tmp_path / "on", max_steps=4, max_epochs=2)
+    on.fit(Later(), again, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert logged(tmp_path / "on/run")["vocabulary/seen_fraction"] == [(2, whole[1][1]), (3, whole[1][1])]
+
+    without = trainer(tmp_path / "without", max_steps=4, max_epochs=2, callbacks=[])
+    without.fit(Later(), again, ckpt_path=tmp_path / "run.ckpt", weights_only=True)  # no warning that one is missing
+    assert without.global_step == 4
+
+
+def test_the_next_training_of_a_monitor_starts_from_nothing(tmp_path):
+    monitor = EmbeddingMonitor()
+    trainer(tmp_path / "a", monitor=monitor).fit(Later(), batches(4))
+    trainer(tmp_path / "b", monitor=monitor, max_steps=1).fit(Later(), batches(4))
+    assert logged(tmp_path / "b/run")["vocabulary/seen_fraction"] == [(0, pytest.approx(8 / V))]
+
+
+def test_pictures_are_drawn_at_the_start_every_n_steps_and_at_the_end(data, tmp_path):
+    model = stub(data)
+    trainer(tmp_path, monitor=EmbeddingMonitor(every_n_steps=4)).fit(model, data)
+    found = events(tmp_path)
+    assert set(found.Tags()["images"]) == set(PICTURES)
+    assert set(found.Tags()["histograms"]) == set(HISTOGRAMS)
+    for tag in PICTURES:
+        assert [image.step for image in found.Images(tag)] == [0, 4, 8, 10]
+        image = Image.open(io.BytesIO(found.Images(tag)[-1].encoded_image_string))
+        assert min(image.size) >= 500
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 20
+    for tag, table in zip(
+        HISTOGRAMS, (model.embedding.position_embedding, model.embedding.token_embedding), strict=True
+    ):
+        histogram = found.Histograms(tag)[-1].histogram_value
+        assert histogram.num == len(table.weight)
+        assert histogram.sum == pytest.approx(table.weight.detach().norm(dim=-1).sum().item(), rel=1e-5)
+        assert np.count_nonzero(histogram.bucket) >= 3
+
+
+def test_a_picture_that_falls_on_the_end_is_drawn_once(data, tmp_path):
+    trainer(tmp_path, monitor=EmbeddingMonitor(every_n_steps=5)).fit(stub(data), data)
+    assert [image.step for image in events(tmp_path).Images(PICTURES[0])] == [0, 5, 10]
+
+
+def test_what_is_switched_off_is_not_there(data, tmp_path):
+    trainer(tmp_path, monitor=EmbeddingMonitor(every_n_steps=0, projected_tokens=0)).fit(stub(data), data)
+    tags = events(tmp_path).Tags()
+    assert tags["images"] == tags["histograms"] == []
+    assert not list(tmp_path.rglob("*.tsv"))
+    assert "norm_band/token_p05" in tags["scalars"]
+
+
+def projected(folder: Path) -> tuple[list[list[float]], list[str], list[list[str]]]:
+    """The vectors, the header and the labels that the Projector reads."""
+    [vectors], [labels] = folder.rglob("tensors.tsv"), folder.rglob("metadata.tsv")
+    table = [[float(x) for x in line.split("\t")] for line in vectors.read_text().splitlines()]
+    header, *rows = [line.split("\t") for line in labels.read_text().split("\n")[:-1]]
+    return table, header, rows
+
+
+def test_the_projector_has_the_most_frequent_tokens_with_labels_on_one_line_and_their_counts(tmp_path):
+    (tmp_path / "text.txt").write_text("one\ntwo\tthree  four\r\n\u2028five \u00e9\u4e2d\n" * 40)
+    data = GPTDataModule(tmp_path / "text.txt", context_size=T, stride=T, batch_size=4)
+    model = stub(data)
+    trainer(tmp_path, monitor=EmbeddingMonitor(projected_tokens=10)).fit(model, data)
+    vectors, header, labels = projected(tmp_path)
+
+    counts = Counter(i for window in data.train_dataset for i in window.input_ids.tolist())
+    assert header == ["token", f"count in {sum(counts.values()):,} tokens of the corpus"]
+    assert [int(count) for _, count in labels] == sorted(counts.values(), reverse=True)[:10]
+    assert len(vectors) == len(labels) == 10
+    decode = gpt2_tokenizer().decode
+    ids = {token_label(decode, i): i for i in counts}
+    assert {"\\n", "\\t"} <= set(ids)
+    for vector, (label, count) in zip(vectors, labels, strict=True):
+        assert counts[ids[label]] == int(count)
+        assert vector == pytest.approx(model.embedding.token_embedding.weight[ids[label]].tolist(), abs=1e-5)
+
+
+def test_a_run_that_ends_at_the_same_step_again_replaces_the_projectors_vectors_without_a_word(data, tmp_path, capfd):
+    trainer(tmp_path).fit(stub(data), data)
+    before = projected(tmp_path)
+    model = stub(data, init="normal")
+    trainer(tmp_path).fit(model, data)
+    after = projected(tmp_path)
+    assert after[1:] == before[1:]
+    assert after[0] != before[0]
+    captured = capfd.readouterr()
+    assert "warning" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (" the", "\u00b7the"),
+        ("\n", r"\n"),
+        ("\t", r"\t"),
+        ("\u2028", r"\u2028"),
+        ("\x00", r"\x00"),
+        ("'", "'"),
+        ('"', '"'),
+        ("  ", "\u00b7\u00b7"),
+        ("\u4e2d", "\u4e2d"),
+        ("\ufffd", "id 7"),
+        ("", "id 7"),
+    ],
+)
+def test_a_label_makes_visible_what_the_token_is(text, label):
+    assert token_label(lambda ids: text, 7) == label
+
+
+def test_no_label_of_gpt2_breaks_a_line_or_a_column():
+    for token_id in range(50257):
+        label = token_label(gpt2_tokenizer().decode, token_id)
+        assert label.split() == [label] or label == f"id {token_id}"
+
+
+def test_long_vectors_are_reduced_to_128_numbers_that_keep_their_distances():
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.randn(300, 40, generator=generator) @ torch.randn(40, 200, generator=generator)
+    state = torch.get_rng_state()
+    reduced = principal_components(flat, 128)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert reduced.shape == (300, 128)
+    for other in (1, 77, 299):
+        assert (reduced[0] - reduced[other]).norm().item() == pytest.approx(
+            (flat[0] - flat[other]).norm().item(), rel=1e-4
+        )
+    assert principal_components(flat[:, :128], 128).equal(flat[:, :128])
+    assert principal_components(flat[:5], 128).shape == (5, 5)
+
+
+def test_the_training_windows_are_shown_before_the_first_step_with_each_target_below_its_input(data, tmp_path):
+    trainer(tmp_path, max_steps=1).fit(stub(data), data)
+    [event] = events(tmp_path).Tensors("training_windows/text_summary")
+    assert event.step == 0
+    text = event.tensor_proto.string_val[0].decode()
+    assert "5 of 43 training windows, the first 4 of 4 tokens of each" in text
+    pairs = [line.split()[1:] for line in text.splitlines() if line.startswith("    ") and line.split()]
+    shown = [
+        [[data.tokenizer.decode([i]) for i in ids.tolist()] for ids in data.train_dataset[number]]
+        for number in (0, 10, 21, 32, 42)
+    ]
+    assert pairs == [row for window in shown for row in window]
+    assert pairs[0][1:] == pairs[1][:-1]
+
+
+def test_hyperparameters_are_judged_by_the_curve_of_the_validation_loss(data, tmp_path):
+    trainer(tmp_path, max_epochs=2).fit(stub(data, dropout=0.25), data)
+    content = {
+        tag: event.metadata.plugin_data.content
+        for event in _summaries(tmp_path / "run")
+        for tag in [event.tag]
+        if event.metadata.plugin_data.plugin_name == "hparams"
+    }
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    parsed = {tag: HParamsPluginData.FromString(value) for tag, value in content.items()}
+    session = parsed[metadata.SESSION_START_INFO_TAG].session_start_info
+    assert session.hparams["dropout"].number_value == 0.25
+    assert session.hparams["init"].string_value == "gpt2"
+    assert session.hparams["learning_rate"].number_value == pytest.approx(0.003)
+    experiment = parsed[metadata.EXPERIMENT_TAG].experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["val/loss"]
+    assert metadata.SESSION_END_INFO_TAG in parsed
+    assert steps(logged(tmp_path / "run")["val/loss"]) == [9, 19]
+
+
+def _summaries(folder: Path) -> list[Any]:
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return [
+        value
+        for path in folder.glob("events*")
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    ]
+
+
+def test_one_chart_has_the_three_norms_with_what_the_initialisation_lets_one_expect(data, tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    trainer(tmp_path, max_steps=1).fit(stub(data), data)
+    [event] = events(tmp_path).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    [category] = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    norms, *bands = category.chart
+    assert norms.title == "mean norm; expected at the start: token 0.06, position 0.03, input 0.06"
+    assert list(norms.multiline.tag) == [f"^{tag}$" for tag in MEANS]
+    tags = set(logged(tmp_path / "run"))
+    for chart, name in zip(bands, ("token", "position", "input"), strict=True):
+        [series] = chart.margin.series
+        assert (series.value, series.lower, series.upper) == (
+            f"embedding_norm/{name}",
+            f"norm_band/{name}_p05",
+            f"norm_band/{name}_p95",
+        )
+        assert {series.value, series.lower, series.upper} <= tags
+
+
+@pytest.mark.parametrize("init", ["gpt2", "normal"])
+def test_expected_norms_are_those_of_a_new_embedding(init):
+    torch.manual_seed(1)
+    embedding = EmbeddingModule(2000, 64, 2000, init=init)
+    tokens, positions = (table.detach() for table in embedding.parameters())
+    for name, vectors in {"token": tokens, "position": positions, "input": tokens + positions}.items():
+        assert expected_norms(embedding)[name] == pytest.approx(vectors.norm(dim=-1).mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("logger", [False, "csv"])
+def test_without_tensorboard_there_are_curves_alone(data, tmp_path, logger):
+    csv = CSVLogger(tmp_path, name="", version="run") if logger else False
+    trainer(tmp_path, logger=csv).fit(stub(data), data)
+    if logger:
+        header = (tmp_path / "run/metrics.csv").read_text().partition("\n")[0].split(",")
+        assert {*MEANS, "norm_band/token_p05", "vocabulary/seen_fraction"} <= set(header)
+    assert sorted(path.name for path in tmp_path.rglob("*.*") if path.is_file()) == (
+        ["hparams.yaml", "metrics.csv", "text.txt"] if logger else ["text.txt"]
+    )
+
+
+def test_a_trial_writes_nothing(data, tmp_path):
+    trainer(tmp_path, fast_dev_run=True).fit(stub(data), data)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_without_a_tokenizer_there_are_no_labels(tmp_path):
+    trainer(tmp_path).fit(Later(), batches())
+    found = events(tmp_path)
+    assert found.Tags()["images"]
+    assert "training_windows/text_summary" not in found.Tags()["tensors"]
+    assert not list(tmp_path.rglob("*.tsv"))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # the metrics of the loss say so
+def test_a_model_that_diverges_is_not_stopped_by_its_pictures(data, tmp_path):
+    model = stub(data)
+    with torch.no_grad():
+        model.embedding.token_embedding.weight[0] = math.nan
+    run = trainer(tmp_path)
+    run.fit(model, data)
+    assert run.global_step == 10
+
+
+def test_norms_of_a_model_in_bfloat16_are_not_rounded_to_it(data, tmp_path):
+    model = stub(data)
+    trainer(tmp_path, precision="bf16-true", max_steps=1).fit(model, data)
+    [(_, norm)] = logged(tmp_path / "run")["norm_band/token_p95"]
+    assert norm > 0
+    assert norm != torch.tensor(norm).bfloat16().item()
+
+
+def test_a_compiled_model_is_watched_too(tmp_path):
+    # In a process of its own, because what checks shapes in the tests cannot be compiled.
+    script = (
+        "from pathlib import Path; import torch; from test_monitor import Later, batches, trainer\n"
+        f"trainer(Path({str(tmp_path)!r})).fit(torch.compile(Later(), backend='eager'), batches(4))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True, capture_output=True)
+    found = logged(tmp_path / "run")
+    assert values(found["vocabulary/seen_fraction"])[-1] == 1.0
+    assert steps(found["norm_band/input_p95"]) == [0, 1, 2, 3]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_the_training_nothing_hangs_on_the_embedding(tmp_path, fails):
+    model = Later()
+
+    def training_step(batch: Any, batch_idx: int) -> None:
+        raise Stop
+
+    if fails:
+        model.training_step = training_step
+        with pytest.raises(Stop):
+            trainer(tmp_path).fit(model, batches())
+    else:
+        trainer(tmp_path).fit(model, batches())
+    assert not model.parts[0]._forward_hooks
+
+
+def test_two_processes_log_together_what_one_logs_with_batches_twice_as_large(program, tmp_path):
+    runs = {}
+    for name, *options in (
+        ("one", "--data.batch_size=8"),
+        ("two", "--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"),
+    ):
+        options += [f"--trainer.logger.save_dir={name}", "--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=0"]
+        status, printed = program("fit", *SMALL, *options)
+        assert status == 0, printed
+        assert printed.count("best val loss") == 1
+        assert "19,968 tokens" not in printed
+        runs[name] = logged(tmp_path / name / "version_0")
+        assert len(list((tmp_path / name / "version_0").glob("events*"))) == 1
+    one, two = runs["one"], runs["two"]
+    assert two["vocabulary/seen_fraction"] == one["vocabulary/seen_fraction"]
+    for tag in [*MEANS, "table_norm/token", "gradient_norm/token_embedding", "gradient_norm/position_embedding"]:
+        assert steps(two[tag]) == steps(one[tag])
+        assert values(two[tag]) == pytest.approx(values(one[tag]), rel=2e-3), tag
+
+
+@given(st.integers(1, 10**9), st.integers(1, 300))
+def test_spread_takes_evenly_spaced_numbers_with_both_ends(num_things, at_most):
+    numbers = spread(num_things, at_most)
+    assert len(set(numbers)) == len(numbers) == min(num_things, at_most)
+    assert numbers == sorted(numbers)
+    assert numbers[0] == 0
+    if len(numbers) > 1:
+        assert numbers[-1] == num_things - 1
+        gaps = np.diff(numbers)
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_of_a_large_corpus_a_bounded_part_is_counted_from_all_over_it():
+    ids = np.arange(3_000_000) // 300_000  # ten equal parts
+    windows = GPTDatasetV1.from_token_ids(ids, context_size=32, stride=16)
+    assert sample(windows).input_ids.numel() == SAMPLE_TOKENS
+    counts = token_counts(windows, vocab_size=12)
+    assert counts.sum() == SAMPLE_TOKENS
+    assert counts[:10].tolist() == pytest.approx(10 * [SAMPLE_TOKENS / 10], rel=0.001)
+    assert counts[10:].tolist() == [0, 0]
+
+
+@given(st.lists(st.integers(0, 4), max_size=20), st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_the_unigram_perplexity_is_that_of_add_one_shares(train, val):
+    counts = [train.count(i) for i in range(5)]
+    log_likelihood = sum(math.log((counts[i] + 1) / (len(train) + 5)) for i in val)
+    perplexity = unigram_perplexity(torch.tensor(counts), torch.tensor(val))
+    assert perplexity == pytest.approx(math.exp(-log_likelihood / len(val)))

@@ -1,0 +1,516 @@
+"""The tool as a process of its own, beside what a training gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
+from gpt2_lit.corpus import SHIPPED_TEXT
+from gpt2_lit.order import WindowSampler
+from gpt2_lit.token_store import Manifest
+from gpt2_lit.tool import main
+
+TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
+TOOL = [sys.executable, "-c", "from gpt2_lit.tool import main; main()"]
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process and in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def tool(*args: object) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return (1, out, f"{err}{status}\n") if isinstance(status, str) else (status or 0, out, err)
+
+    return tool
+
+
+@pytest.fixture
+def as_json(tool: Any) -> Callable[..., Any]:
+    def as_json(*args: object) -> Any:
+        status, out, err = tool(*args, "--json")
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    return as_json
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_text(TALE)
+    (folder / "b.jsonl").write_text('{"text": "the cat"}\n{"text": "the hat"}\n')
+    return folder
+
+
+@pytest.fixture
+def store(corpus: Path, tool: Any, tmp_path: Path) -> Path:
+    assert tool("prepare", corpus, tmp_path / "tokens")[0] == 0
+    return tmp_path / "tokens"
+
+
+# What it tells.
+
+
+def test_prepare_tells_what_there_is_and_what_was_done(tool, as_json, corpus, tmp_path):
+    num_tokens = len(gpt2_tokenizer().encode(TALE)) + 2 * 3
+    status, out, err = tool("prepare", "corpus", "tokens")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"tokens: {num_tokens:,} tokens of 3 documents; encoded 1 of 1 shards.",
+        "Train on it: --data.source tokens",
+    ]
+    assert "nothing to do" in tool("prepare", "corpus", "tokens")[1]
+    (corpus / "c.txt").write_text("new")
+    assert as_json("prepare", "corpus", "tokens") == {
+        "store": str(tmp_path / "tokens"),
+        "tokens": num_tokens + 2,
+        "documents": 4,
+        "shards": 1,
+        "shards_made": 1,
+        "changes": [f"added {corpus}/c.txt"],
+    }
+    (corpus / "c.txt").unlink()
+    assert f"removed {corpus}/c.txt" in tool("prepare", "corpus", "tokens")[1]
+
+
+def test_prepare_takes_the_options_of_the_text(tool, as_json, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"content": "a b c"}\n')
+    status, _, err = tool("prepare", "rows.jsonl", "tokens")
+    assert status == 1
+    assert err == (
+        f"error: {tmp_path}/rows.jsonl, line 1: the object has no field 'text'. It has: content. Set --text-field.\n"
+    )
+    assert as_json("prepare", "rows.jsonl", "tokens", "--text-field", "content", "--processes", 1)["tokens"] == 3
+    assert Manifest.load("tokens").options == {"text_field": "content", "strip_gutenberg": False}
+
+
+def test_info_counts_what_the_store_holds(as_json, store):
+    ids = gpt2_tokenizer().encode(TALE)
+    told = as_json("info", store, "--context-size", 64, "--top", 3)
+    num_bytes = len(TALE.encode()) + len("the cat") + len("the hat")
+    assert (told["tokens"], told["documents"], told["sources"]) == (len(ids) + 6, 3, 2)
+    assert (told["bytes_of_text"], told["bytes_a_token"]) == (num_bytes, round(num_bytes / (len(ids) + 6), 2))
+    counts = sorted((-ids.count(token), token) for token in set(ids))
+    assert [(token["count"], token["id"]) for token in told["most_frequent"]] == [
+        (-n, token) for n, token in counts[:3]
+    ]
+    assert told["most_frequent"][0]["text"] == "\n"
+    assert told["counted_tokens"] == told["tokens"]
+    data = GPTDataModule(str(store), context_size=64)
+    data.setup("fit")
+    for split in ("train", "val"):
+        assert told["splits"][split] == {"tokens": data.num_tokens[split], "windows": data.num_windows[split]}
+
+
+def test_info_counts_a_large_store_in_evenly_spaced_pieces(as_json, tmp_path):
+    with open(tmp_path / "large.bin", "wb") as file:
+        file.truncate(2 * 60_000_000)
+    told = as_json("info", "large.bin")
+    assert told["tokens"] == 60_000_000
+    assert told["counted_tokens"] == 47 << 20
+    assert told["most_frequent"] == [{"id": 0, "text": "!", "count": 47 << 20}]
+
+
+def test_info_in_a_pipe_is_plain_and_not_folded(tool, store):
+    status, out, _ = tool("info", store)
+    assert status == 0
+    assert "\x1b" not in out
+    assert f"store          {store}" in out
+    assert "bytes a token  3.5" in out
+    assert [line.split()[:1] for line in out.splitlines() if "' the'" in line] == [["262"]]
+
+
+def test_preview_shows_the_target_one_token_on(tool, tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four five six seven eight nine ten\nlast")
+    status, out, err = tool(
+        "preview",
+        "a.txt",
+        "--context-size",
+        4,
+        "--windows",
+        1,
+        "--val-fraction",
+        0,
+        "--shuffle",
+        "false",
+        "--batch-size",
+        1,
+    )
+    assert (status, err) == (0, "")
+    title, of_input, of_target = out.splitlines()[-3:]
+    assert title == "step 0, epoch 0, window 0"
+    assert of_input == "  input   one| two| three| four"
+    assert of_target == "  target       two| three| four| five"
+    assert of_input.index(" three") == of_target.index(" three")
+
+
+def test_preview_writes_line_ends_and_wide_letters_so_that_columns_stay(tool, tmp_path):
+    (tmp_path / "a.txt").write_text("\u4f60 a\n\t\u200bb c d e f g h")
+    out = tool("preview", "a.txt", "--context-size", 8, "--windows", 1, "--val-fraction", 0, "--batch-size", 1)[1]
+    assert "\\n" in out
+    assert "\\t" in out
+    assert "\u200b" not in out
+
+
+class Record(LightningModule):
+    """Trains a single number, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[Batch] = []
+
+    def training_step(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(batch)
+        return self.number
+
+    def validation_step(self, batch: Batch) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("shuffle", ["global", "block", "false"])
+def test_preview_shows_what_a_training_is_given(as_json, store, shuffle):
+    options = {"context_size": 16, "stride": 7, "batch_size": 100, "val_fraction": 0.2, "seed": 3}
+    data = GPTDataModule(str(store), shuffle=False if shuffle == "false" else shuffle, **options)
+    record = Record()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=2,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(record, data)
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    steps_of_epoch = len(record.batches) // 2
+    shown = as_json("preview", store, *arguments, "--shuffle", shuffle, "--windows", 100 * len(record.batches))
+    assert [window["input_ids"] for window in shown] == torch.cat(
+        [batch.input_ids for batch in record.batches]
+    ).tolist()
+    assert [window["target_ids"] for window in shown] == torch.cat(
+        [batch.target_ids for batch in record.batches]
+    ).tolist()
+    assert [window["epoch"] for window in shown] == [0] * 100 * steps_of_epoch + [1] * 100 * steps_of_epoch
+    assert shown[0]["input"] == gpt2_tokenizer().decode(shown[0]["input_ids"])
+    later = as_json("preview", store, *arguments, "--shuffle", shuffle, "--windows", 3, "--step", steps_of_epoch)
+    assert later == shown[100 * steps_of_epoch :][:3]
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (3, 2)])
+def test_plan_tells_what_the_sampler_gives_each_process(as_json, store, world_size, num_workers):
+    data = GPTDataModule(str(store), batch_size=10)
+    data.setup("fit")
+    samplers = [
+        WindowSampler(data.num_windows["train"], 10, seed=42, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert len(samplers[0]) % 2, "so that an epoch's first worker is not that of the step's number"
+    steps = [[(epoch, windows.tolist()) for epoch in range(2) for windows in sampler] for sampler in samplers]
+    for step in {0, 1, len(samplers[0]) - 1, len(samplers[0]), 2 * len(samplers[0]) - 1}:
+        told = as_json(
+            "plan", store, "--batch-size", 10, "--world-size", world_size, "--num-workers", num_workers, "--step", step
+        )
+        assert [(share["epoch"], share["windows"]) for share in told] == [of_rank[step] for of_rank in steps]
+        assert [share["process"] for share in told] == list(range(world_size))
+        worker = step % len(samplers[0]) % num_workers if num_workers else None
+        assert {share["worker"] for share in told} == {worker}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_plan_names_the_worker_that_makes_the_batch(as_json, store, monkeypatch):
+    data = GPTDataModule(str(store), batch_size=10, num_workers=2)
+    data.setup("fit")
+    plain = type(data.train_dataset).__getitem__
+
+    def with_worker(dataset, index):
+        batch = plain(dataset, index)
+        return batch._replace(target_ids=torch.full_like(batch.target_ids, torch.utils.data.get_worker_info().id))
+
+    monkeypatch.setattr(type(data.train_dataset), "__getitem__", with_worker)
+    loader = data.train_dataloader()
+    workers = [int(batch.target_ids[0, 0]) for _ in range(2) for batch in loader]
+    del loader
+    monkeypatch.undo()
+    for step in (0, 1, len(workers) // 2, len(workers) - 1):
+        [share] = as_json("plan", store, "--batch-size", 10, "--num-workers", 2, "--step", step)
+        assert share["worker"] == workers[step]
+
+
+def test_plan_far_into_a_store_of_a_trillion_tokens(as_json, tmp_path):
+    with open(tmp_path / "x.bin", "wb") as file:
+        try:
+            file.truncate(2 * 10**12)
+        except OSError:
+            pytest.skip("this file system has no files of two terabytes")
+    told = as_json("plan", "x.bin", "--world-size", 64, "--context-size", 1024, "--stride", 1, "--step", 10**9)
+    windows = [window for share in told for window in share["windows"]]
+    assert len(set(windows)) == 64 * 8
+    assert max(windows) < 0.95 * 10**12
+
+
+def test_verify_names_the_damaged_file_and_how_to_mend_it(tool, store, corpus, capsys):
+    status, out, _ = tool("verify", store)
+    assert status == 0
+    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are as they were written")
+    [file] = store.glob("tokens-*")
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 4
+    file.write_bytes(content)
+    status, out, _ = tool("verify", store)
+    assert status == 1
+    assert out.startswith(f"error: {file} is damaged: its CRC-32 is ")
+    assert f"It was made from {corpus}/a.txt to {corpus}/b.jsonl. To mend it, delete it and prepare" in out
+    assert out.count("\n") == 1
+    status, out, _ = tool("verify", store, "--json")
+    assert status == 1
+    assert json.loads(out)["damaged"][0]["file"] == str(file)
+    file.unlink()
+    assert "is missing" in tool("verify", store)[1]
+    assert tool("prepare", corpus, store)[0] == 0
+    assert tool("verify", store)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["info", "preview", "plan"])
+def test_without_a_source_it_is_the_tale(as_json, command):
+    assert as_json(command)
+
+
+def test_the_folder_of_a_run_brings_its_options(as_json, store, tmp_path):
+    run = tmp_path / "version_0"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        f"seed_everything: 1\ndata: {{source: {store}, context_size: 8, stride: null, seed: 7, shuffle: false}}\n"
+    )
+    shown = as_json("preview", "version_0", "--windows", 3)
+    same = as_json("preview", store, "--windows", 3, "--context-size", 8, "--seed", 7, "--shuffle", "false")
+    assert shown == same
+    assert len(as_json("preview", run, "--context-size", 5)[0]["input_ids"]) == 5
+
+
+def test_a_folder_of_texts_may_hold_a_config_of_its_own(as_json, corpus):
+    for content in ("data: 3", "- a", "{", "x: 1"):
+        (corpus / "config.yaml").write_text(content)
+        assert as_json("info", corpus)["documents"] == 3
+
+
+def test_a_run_of_the_program_is_previewed_as_it_began(as_json, program, tmp_path):
+    (tmp_path / "words.txt").write_text(" ".join(f"w{number:03}" for number in range(300)))
+    args = ["--data.tokenizer=words", "--data.source=words.txt", "--data.context_size=4", "--data.stride=3"]
+    status, printed = program("fit", *args, "--model.embed_dim=4", "--trainer.max_steps=1", "--trainer.accelerator=cpu")
+    assert status == 0, printed
+    shown = as_json("preview", "logs/version_0", "--windows", 8)
+    data = GPTDataModule("words.txt", tokenizer="words", context_size=4, stride=3)
+    data.setup("fit")
+    assert [window["input_ids"] for window in shown] == next(iter(data.train_dataloader())).input_ids.tolist()
+    assert shown[0]["input"].split()[1:] == shown[0]["target"].split()[:-1]
+
+
+# What a training has learned.
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A table in which the vectors of a few words are as alike as one can say by heart."""
+    embedding = EmbeddingModule(embed_dim=2, context_size=3)
+    with torch.no_grad():
+        embedding.token_embedding.weight[:] = torch.tensor([0.0, -1.0])
+        for word, vector in {" rain": (2.0, 0.0), " snow": (3.0, 0.0), " book": (1.0, 1.0)}.items():
+            (token_id,) = gpt2_tokenizer().encode(word)
+            embedding.token_embedding.weight[token_id] = torch.tensor(vector)
+    torch.save(embedding.state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def test_neighbours_are_the_tokens_with_the_largest_cosine(tool, as_json, weights):
+    (rain,) = as_json("neighbours", weights, "rain", "--num", 2)
+    assert (rain["word"], rain["text"]) == ("rain", " rain")
+    assert [(near["text"], near["cosine"]) for near in rain["neighbours"]] == [(" snow", 1.0), (" book", 0.7071)]
+    status, out, _ = tool("neighbours", weights, "snow", "book", "--num", 1)
+    assert status == 0
+    assert [line.split() for line in out.splitlines() if "'" in line and "id" not in line] == [
+        ["6290", "'", "rain'", "1.000"],
+        ["6290", "'", "rain'", "0.707"],
+    ]
+
+
+def test_a_word_of_several_tokens_is_shown_piece_by_piece(as_json, weights):
+    found = as_json("neighbours", weights, "unbelievability", "--num", 1)
+    assert [token["text"] for token in found] == [" unbeliev", "ability"]
+
+
+def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as_json, program, tmp_path):
+    (tmp_path / "words.txt").write_text("the cat sat on the mat and the dog sat on the cat")
+    status, printed = program(
+        "fit",
+        "--data.source=words.txt",
+        "--data.tokenizer=words",
+        "--data.context_size=2",
+        "--data.batch_size=1",
+        "--data.val_fraction=0.0",
+        "--model.embed_dim=4",
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+    )
+    assert status == 0, printed
+    (cat,) = as_json("neighbours", "last", "cat")
+    assert len(cat["neighbours"]) == 8  # cat, sat, on, the, mat, and, dog; end of text and unknown
+    status, _, err = tool("neighbours", "last", "fish")
+    assert status == 1
+    assert "error: 'fish' is not in the vocabulary of the checkpoint's tokenizer." in err
+
+    shapes = as_json("export", "last", "tables.safetensors")
+    assert shapes == {"embedding.token_embedding.weight": [9, 4], "embedding.position_embedding.weight": [2, 4]}
+    trained = torch.load("logs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    exported = EmbeddingModule.from_pretrained("tables.safetensors").state_dict()
+    assert all(torch.equal(trained[f"embedding.{name}"], tensor) for name, tensor in exported.items())
+
+
+# What may go wrong.
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["info", "nowhere.txt"], "error: SOURCE: there is no file or folder nowhere.txt (looked in"),
+        (["info", "--context-size", "0"], "error: context_size must be at least 1, got 0. Set --context-size."),
+        (["preview", "--context-size", "100000"], "error: the text is too short: one window needs"),
+        (["plan", "--world-size", "1000"], "error: no training batch is full: 1000 x --batch-size 8 windows"),
+        (["info", "x.bin"], "error: SOURCE: there is no file x.bin"),
+        (["info", "wrong.bin"], "vocabulary ends at 50256. Set --token-dtype to the type it was written with"),
+        (["info", "odd.bin"], "which is not a whole number of uint16 ids above 0. Set --token-dtype"),
+        (["verify", "nowhere"], "error: nowhere is not a token store: there is no"),
+        (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new folder."),
+        (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or folder nowhere"),
+        (["neighbours", "nowhere.pt", "rain"], "error: there is no file or folder nowhere.pt"),
+        (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),
+        (["export", "odd.bin", "x.safetensors"], "error: odd.bin is no checkpoint of tensors and plain values"),
+        (["export", "nowhere", "x.safetensors"], "error: there is no file nowhere. Give the path of a checkpoint."),
+        (["export", "odd.bin", "x.pt"], "error: FILE must end in .safetensors, got x.pt."),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(tool, tmp_path, args, message):
+    np.full(100_000, 60_000, "<u2").tofile(tmp_path / "wrong.bin")
+    (tmp_path / "odd.bin").write_bytes(b"abc")
+    status, out, err = tool(*args)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_id_beyond_the_vocabulary_that_no_sample_showed_is_an_error(tool, tmp_path):
+    ids = np.zeros(10_000_000, "<u2")
+    ids[5_000] = 60_000
+    ids.tofile(tmp_path / "x.bin")
+    status, _, err = tool("info", "x.bin")
+    assert status == 1
+    assert "error: the source holds the id 60000, and the vocabulary of gpt2 ends at 50256" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["infoo"], "there is no command 'infoo'. Did you mean info?\n  for all options: gpt2-lit --help"),
+        (["info", "--contextsize=3"], "there is no option --contextsize=3. Did you mean --context-size?"),
+        (["info", "--context", "3"], "there is no option --context"),
+        (["info", "a", "b"], "there is no place for the argument b."),
+        (
+            ["info", "--context-size", "x"],
+            "argument --context-size: invalid int value: 'x'\n  for all options: gpt2-lit info",
+        ),
+        (["plan", "--step", "-1"], "argument --step: must be at least 0, got -1"),
+        (["plan", "--world-size", "0"], "argument --world-size: must be at least 1, got 0"),
+        (["prepare", "a", "b", "--processes", "0"], "argument --processes: must be at least 1, got 0"),
+        (["info", "--shuffle", "rows"], "argument --shuffle: invalid choice: 'rows'"),
+        (["prepare", "a"], "the following arguments are required: STORE\n  for all options: gpt2-lit prepare --help"),
+        (["verify"], "the following arguments are required: STORE"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2_and_a_hint(tool, args, message):
+    status, out, err = tool(*args)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 2
+
+
+def run(*args: object, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run([*TOOL, *map(str, args)], capture_output=True, text=True, timeout=100, **options)
+
+
+def test_help_has_examples_and_needs_no_torch():
+    for args in ([], ["--help"], *([name, "--help"] for name in ("prepare", "info", "preview", "verify", "plan"))):
+        code = f"import sys; from gpt2_lit.tool import main\ntry: main({args!r})\n"
+        code += "finally: assert 'torch' not in sys.modules"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "example" in done.stdout
+        assert f"  gpt2-lit {args[0] if args and args[0] != '--help' else 'prepare'} " in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):
+    for args in (["prepare", str(corpus), str(tmp_path / "tokens")], ["verify", str(tmp_path / "tokens")]):
+        code = f"import sys; from gpt2_lit.tool import main; main({args!r}); assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(store):
+    code = f"{sys.executable} -c 'from gpt2_lit.tool import main; main()' preview {store} --windows 3000 | head -1"
+    done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, timeout=100)
+    assert "windows of 32 tokens for training" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C reaches a group of processes")
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
+    rows = "".join(json.dumps({"text": f"{number} {TALE}"}) + "\n" for number in range(10_000))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    command = [*TOOL, "prepare", str(tmp_path / "rows.jsonl"), str(tmp_path / "tokens")]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "tokens" / ".lock").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the processes that encode get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert "stopped. What was finished is kept: the same command goes on." in err
+    assert not list((tmp_path / "tokens").glob("*.tmp"))
+    done = run(*command[3:])
+    assert done.returncode == 0
+    assert "10,000 documents" in done.stdout
