@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -357,6 +358,8 @@ class GPTDataModule(LightningDataModule):
             collate_fn=as_it_is,
             pin_memory=pin_memory,
             persistent_workers=self.num_workers > 0,
+            # Or torch draws a seed for the workers, and dropout differs with their number, and when a run goes on.
+            generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_main_process,
         )
 

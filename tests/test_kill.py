@@ -80,6 +80,7 @@ class Runs:
             "--data.context_size=4",
             "--data.val_fraction=0.2",
             "--model.embed_dim=8",
+            "--model.dropout=0.2",
             "--trainer.max_epochs=3",
             "--trainer.accelerator=cpu",
             "--trainer.log_every_n_steps=1",

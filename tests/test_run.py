@@ -107,7 +107,7 @@ def train(
         num_workers=num_workers,
         shuffle=shuffle,
     )
-    stub = model(data.vocab_size, embed_dim=8, context_size=4)
+    stub = model(data.vocab_size, embed_dim=8, context_size=4, dropout=0.2)
     watch = Watch(break_in, interrupt)
     trainer = Trainer(
         **({"max_epochs": 3} | options),
