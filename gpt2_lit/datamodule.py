@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -33,6 +34,8 @@ class TimedDataLoader(BatchLoader):
 
     seconds_waited = 0.0
 
+    # A generator, so that no worker starts before the first batch is asked for: Lightning makes the iterator earlier
+    # than it restores a checkpoint where the steps of the training are estimated.
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:
         asked = time.perf_counter()
         for batch in super().__iter__():
@@ -294,9 +297,6 @@ class GPTDataModule(LightningDataModule):
         if self.trainer and self.trainer.state.fn == "fit":
             self._check_same_data()
             self._align_batches_of_the_epoch()
-            # Strategies that shard a model restore late, when the steps of the training may have been counted: with
-            # a loader that begins where no checkpoint says.
-            self.trainer.fit_loop._combined_loader = None
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
@@ -358,6 +358,8 @@ class GPTDataModule(LightningDataModule):
             collate_fn=as_it_is,
             pin_memory=pin_memory,
             persistent_workers=self.num_workers > 0,
+            # Or torch draws a seed for the workers, and dropout differs with their number, and when a run goes on.
+            generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_main_process,
         )
 

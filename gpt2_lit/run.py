@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
@@ -100,6 +101,7 @@ class RunCheckpoint(Checkpoint):
         self._stopping = False
         self._signal = 0
         self._former_handlers: dict[int, Any] = {}
+        self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = folder_of(trainer)
@@ -112,6 +114,7 @@ class RunCheckpoint(Checkpoint):
         self._seen_step = trainer.global_step
         self._step_is_done = True
         self._stopping = False
+        self._restore_random_states()
         self._take_signals(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -172,10 +175,26 @@ class RunCheckpoint(Checkpoint):
         self._give_signals_back()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        random_states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            random_states["cuda"] = torch.cuda.get_rng_state()
+        return {"best_score": self.best_score, "random_states": random_states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
+        self._random_states = state_dict.get("random_states", {})
+
+    def _restore_random_states(self) -> None:
+        """Let dropout go on where it was.
+
+        The states are those of the first process. All have the same: they begin with one seed, and loading data draws
+        no numbers.
+        """
+        states, self._random_states = self._random_states, {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"].cpu())
+        if "cuda" in states and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(states["cuda"].cpu())
 
     def _save_and_stop_in_validation(self, trainer: Trainer) -> None:
         # A validation may also come while a gradient is half accumulated; then the end of the step is waited for.

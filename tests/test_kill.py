@@ -35,7 +35,7 @@ class Record(Callback):
         self.place = os.environ.get("STOP")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.wait_if(WITHIN, trainer, trainer.current_epoch == 1 and batch_idx == 5)
+        self.wait_if(WITHIN, trainer, trainer.current_epoch == 1 and batch_idx == 7)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         with open(self.folder / f"rank-{trainer.global_rank}", "a") as file:
@@ -80,11 +80,12 @@ class Runs:
             "--data.context_size=4",
             "--data.val_fraction=0.2",
             "--model.embed_dim=8",
+            "--model.dropout=0.2",
             "--trainer.max_epochs=3",
             "--trainer.accelerator=cpu",
             "--trainer.log_every_n_steps=1",
             "--trainer.callbacks=test_kill.Record",
-            "--checkpoint.every_n_steps=3",
+            "--checkpoint.every_n_steps=5",
             f"--trainer.logger.save_dir={RUN.parent}",
             *self.options(workers, processes),
         ]
@@ -192,11 +193,11 @@ def check_that_it_goes_on(
     before = trained(folder / "stopped")
     checkpoint = torch.load(folder / "stopped" / LAST, weights_only=True)
     saved = checkpoint["global_step"]
-    reached = {WITHIN: EPOCH + 6, END: 2 * EPOCH, VALIDATION: 2 * EPOCH}[place]
+    reached = EPOCH + 8 if place == WITHIN else 2 * EPOCH
     command = [*PROGRAM, "fit", f"--ckpt_path={LAST}"]
     if number == signal.SIGKILL:
-        assert saved == {WITHIN: EPOCH + 5, END: 18, VALIDATION: 18}[place]
-        assert len(before) == reached - (place == WITHIN)
+        assert saved == (EPOCH + 5 if place == WITHIN else 2 * EPOCH)
+        assert len(before) == (EPOCH + 7 if place == WITHIN else 2 * EPOCH)
     else:
         assert saved == len(before) == reached, "the step is finished, and nothing is lost"
         assert f"stopped at step {saved}\n" in output
@@ -248,7 +249,7 @@ def test_a_second_signal_ends_all_processes_at_once(
     status, output = runs.stop(tmp_path / "stopped", number, WITHIN, 2, processes, to_all, twice=True)
     assert status == STATUS[number], output
     # The step in which it came was not finished.
-    assert len(trained(tmp_path / "stopped")) == EPOCH + 5
+    assert len(trained(tmp_path / "stopped")) == EPOCH + 7
     assert torch.load(tmp_path / "stopped" / LAST, weights_only=True)["global_step"] == EPOCH + 5
 
 
@@ -257,7 +258,7 @@ def test_a_second_signal_ends_all_processes_at_once(
     [
         pytest.param(signal.SIGINT, WITHIN, 2, 2, True, [(2, 2), (0, 1)], id="Ctrl-C, two processes"),
         pytest.param(signal.SIGTERM, VALIDATION, 2, 1, True, [(2, 1)], id="SIGTERM to all, in a validation"),
-        pytest.param(signal.SIGKILL, END, 0, 1, False, [(2, 1)], id="SIGKILL, at the end of an epoch"),
+        pytest.param(signal.SIGKILL, VALIDATION, 0, 1, False, [(2, 1)], id="SIGKILL, in a validation"),
     ],
 )
 def test_a_run_that_is_stopped_by_a_signal_goes_on(

@@ -107,7 +107,7 @@ def train(
         num_workers=num_workers,
         shuffle=shuffle,
     )
-    stub = model(data.vocab_size, embed_dim=8, context_size=4)
+    stub = model(data.vocab_size, embed_dim=8, context_size=4, dropout=0.2)
     watch = Watch(break_in, interrupt)
     trainer = Trainer(
         **({"max_epochs": 3} | options),
@@ -181,8 +181,14 @@ def text(tmp_path: Path) -> Path:
         ),
         pytest.param({"break_in": 16, "every_n_steps": 7, "shuffle": False}, {"shuffle": False}, 14, id="not shuffled"),
         pytest.param(
-            {"break_in": 16, "every_n_steps": 7, "strategy": "restores late", "model": EstimatingStub},
-            {"strategy": "restores late", "model": EstimatingStub},
+            {
+                "break_in": 16,
+                "every_n_steps": 7,
+                "strategy": "restores late",
+                "model": EstimatingStub,
+                "num_workers": 2,
+            },
+            {"strategy": "restores late", "model": EstimatingStub, "num_workers": 2},
             14,
             id="restored after the steps were estimated",
         ),
