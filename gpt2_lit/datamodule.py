@@ -89,7 +89,8 @@ class GPTDataModule(LightningDataModule):
             for cold disks and stores larger than the memory; both in another order each epoch. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
         num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
-            that fit into memory.
+            that fit into memory. Beside several training processes they are spawned, for which a script of yours needs
+            ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
         document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
             models that shall not look from one document into another: ``input_ids, target_ids, position_ids,
@@ -361,6 +362,9 @@ class GPTDataModule(LightningDataModule):
             # Or torch draws a seed for the workers, and dropout differs with their number, and when a run goes on.
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_main_process,
+            # Beside the threads of a process group a forked worker may wait for ever for a lock that one of them held:
+            # pytorch/pytorch#75147. A spawned one gets the store's path, not the tokens.
+            multiprocessing_context="spawn" if self.num_workers and self._world_size > 1 else None,
         )
 
     def _evaluation_loader(self, dataset: GPTDatasetV1) -> DataLoader:
