@@ -180,7 +180,8 @@ def test_a_batch_is_a_pair_of_ids_and_the_ids_one_token_on(words):
     assert torch.equal(targets, inputs + 1)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
 def test_each_pass_of_a_plain_loop_is_the_next_epoch_for_any_number_of_workers(words, num_workers):
     data = made(words, num_workers=num_workers, seed=3)
     dataset = data.train_dataset
