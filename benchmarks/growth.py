@@ -24,7 +24,7 @@ REPEATS = 3
 
 def prepare(corpus: str, cache: str) -> list[float]:
     """Seconds to encode a corpus, with all cores."""
-    from gpt2_lit.prepare import prepare as make_store
+    from gpt2_lit.store.prepare import prepare as make_store
 
     store = tempfile.mkdtemp(dir=cache)
     return [seconds(lambda: make_store(corpus, store, show_progress=False))]
@@ -36,7 +36,7 @@ def start(source: str, cache: str) -> list[float]:
     And to go on in the middle of a later epoch.
     """
     from gpt2_lit import GPTDataModule
-    from gpt2_lit.order import Position, WindowSampler
+    from gpt2_lit.data.order import Position, WindowSampler
 
     def opened(source: str) -> tuple[GPTDataModule, float]:
         data = GPTDataModule(source, context_size=CONTEXT_SIZE, batch_size=BATCH_SIZE, cache_dir=cache, val_fraction=0)

@@ -29,7 +29,7 @@ def gigatoken_alone(corpus: Path, out: Path) -> Callable[[], object]:
     """The tokenizer's own rate: texts that are in memory already, to arrays that are thrown away."""
     import gigatoken
 
-    from gpt2_lit.bpe import RANKS_FILE
+    from gpt2_lit.text.bpe import RANKS_FILE
 
     texts = list(documents(corpus))
     tokenizer = gigatoken.Tokenizer.from_tiktoken(RANKS_FILE, pretokenizer="gpt2", special_tokens={})
@@ -37,8 +37,8 @@ def gigatoken_alone(corpus: Path, out: Path) -> Callable[[], object]:
 
 
 def gpt2_lit(corpus: Path, out: Path, num_processes: int = 1) -> Callable[[], object]:
-    from gpt2_lit.bpe import gpt2_tokenizer, token_array
-    from gpt2_lit.prepare import prepare
+    from gpt2_lit.store.prepare import prepare
+    from gpt2_lit.text.bpe import gpt2_tokenizer, token_array
 
     token_array(gpt2_tokenizer(), "The first call loads the tables.")
     return partial(prepare, corpus, out, num_processes=num_processes, show_progress=False)
@@ -52,7 +52,7 @@ def gpt2_lit_one_file(corpus: Path, out: Path, num_processes: int) -> Callable[[
 
 
 def gpt2_lit_without_gigatoken(corpus: Path, out: Path) -> Callable[[], object]:
-    from gpt2_lit import bpe
+    from gpt2_lit.text import bpe
 
     bpe._gigatoken = lambda: None
     return gpt2_lit(corpus, out)

@@ -14,7 +14,7 @@ from statistics import median
 from _measure import in_turns, print_table, print_versions
 
 TRAIN_STUB = str(Path(__file__).parents[1] / "train_stub.py")
-IMPORTS = "import gpt2_lit.trainer_cli"
+IMPORTS = "import gpt2_lit.cli.trainer_cli"
 # What a user waits for, and the program's arguments.
 COMMANDS = {
     "train_stub.py fit": [TRAIN_STUB, "fit"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from examples.gpt import GPT, Blocks, next_token_loss
 from examples.sample import continue_text
 from gpt2_lit import EmbeddingModule, GPTDataModule
-from gpt2_lit.windows import Batch
+from gpt2_lit.data.windows import Batch
 
 
 class LitGPT(LightningModule):

@@ -12,7 +12,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
-from gpt2_lit.run import find_checkpoint, run_folder
+from gpt2_lit.cli.run import find_checkpoint, run_folder
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gpt2_lit import SimpleTokenizerV1, SimpleTokenizerV2, bpe, gpt2_tokenizer
-from gpt2_lit.bpe import GPT2_END_OF_TEXT, RANKS_FILE, token_array, tokenizer_hash
-from gpt2_lit.corpus import SHIPPED_TEXT
+from gpt2_lit import SimpleTokenizerV1, SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.text import bpe
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, RANKS_FILE, token_array, tokenizer_hash
+from gpt2_lit.text.sources import SHIPPED_TEXT
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -268,7 +269,7 @@ def test_an_encoding_is_gpt2s_by_what_it_does_and_not_by_its_name():
 def test_a_hash_is_the_same_for_an_equal_tokenizer_in_another_process():
     code = """
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
-from gpt2_lit.bpe import tokenizer_hash
+from gpt2_lit.text.bpe import tokenizer_hash
 print(tokenizer_hash(gpt2_tokenizer()), tokenizer_hash(SimpleTokenizerV2({"<unk>": 1, "caf\u00e9": 0})))
 """
     environment = {**os.environ, "PYTHONHASHSEED": "12"}

@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingStub
-from gpt2_lit.cli import main
-from gpt2_lit.trainer_cli import RunProgressBar, _minutes
+from gpt2_lit.cli.main import main
+from gpt2_lit.cli.trainer_cli import RunProgressBar, _minutes
 
 PETER_RABBIT = PROJECT.parent / "shared" / "data" / "Peter_Rabbit.txt"
 TAGS = {

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
 from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_vocab, gpt2_tokenizer, tokenize
-from gpt2_lit.corpus import SHIPPED_TEXT
-from gpt2_lit.order import permute
+from gpt2_lit.data.order import permute
+from gpt2_lit.text.sources import SHIPPED_TEXT
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
 # warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
-from gpt2_lit.run import RunCheckpoint, RunLogger
+from gpt2_lit.cli.run import RunCheckpoint, RunLogger
 
 
 class Record(Callback):
@@ -68,7 +68,7 @@ def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fi
     assert [first + second for first, second in pairs] == batches(one, "train", 0)
     for rank in (0, 1):
         samplers = (two / f"samplers-{rank}").read_text().splitlines()
-        assert samplers == 2 * [f"gpt2_lit.order.WindowSampler {rank}"], "as they are, not wrapped"
+        assert samplers == 2 * [f"gpt2_lit.data.order.WindowSampler {rank}"], "as they are, not wrapped"
     validated = [window for rank in (0, 1) for batch in batches(two, "val", rank) for window in batch]
     assert sorted(validated) == sorted(window for batch in batches(one, "val", 0) for window in batch)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.profiler import profile
 
-import gpt2_lit.embedding
+import gpt2_lit.embedding.embedding
 from gpt2_lit import EmbeddingModule
 
 IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
@@ -267,7 +267,7 @@ def test_the_loss_and_its_gradients_are_the_plain_ones_however_the_tokens_are_cu
     num_tokens, embed_dim, vocab_size, multiple, chunk_scores
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt2_lit.embedding, "CHUNK_SCORES", chunk_scores)
+        patch.setattr(gpt2_lit.embedding.embedding, "CHUNK_SCORES", chunk_scores)
         embedding = EmbeddingModule(vocab_size, embed_dim, 5, 0.0, "normal", multiple).double()
         hidden = torch.randn(num_tokens, embed_dim, dtype=torch.float64)
         target_ids = torch.randint(vocab_size, (num_tokens,))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_lit.figures import LEFT, SHRINK, SIDE, TOP, colors, heat_map, line_chart, nice_ticks
+from gpt2_lit.monitor.figures import LEFT, SHRINK, SIDE, TOP, colors, heat_map, line_chart, nice_ticks
 
 
 def test_minus_one_is_blue_zero_is_white_and_one_is_red():

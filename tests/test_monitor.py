@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, GPTDatasetV1, gpt2_tokenizer
-from gpt2_lit.monitor import (
+from gpt2_lit.monitor.monitor import (
     SAMPLE_TOKENS,
     expected_norms,
     principal_components,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_lit import EmbeddingModule
-from gpt2_lit.norms import band, embedding_norms, mean_norm, row_norms, vector_norms
+from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, row_norms, vector_norms
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gpt2_lit.order import (
+from gpt2_lit.data.order import (
     BLOCK_WINDOWS,
     GROUP_BLOCKS,
     ORDER_VERSION,

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
-from gpt2_lit import prepare as prepare_module
-from gpt2_lit.bpe import GPT2_END_OF_TEXT
-from gpt2_lit.corpus import SHIPPED_TEXT, find_files
-from gpt2_lit.documents import TextOptions
-from gpt2_lit.prepare import Recipe, encode_shard, is_fresh, plan_shards, prepare
-from gpt2_lit.token_store import Manifest, StoreError, VersionError, open_store, verify
+from gpt2_lit.store import prepare as prepare_module
+from gpt2_lit.store.prepare import Recipe, encode_shard, is_fresh, plan_shards, prepare
+from gpt2_lit.store.token_store import Manifest, StoreError, VersionError, open_store, verify
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT
+from gpt2_lit.text.readers import TextOptions
+from gpt2_lit.text.sources import SHIPPED_TEXT, find_files
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
 SHARD_BYTES = 20_000
@@ -30,7 +30,7 @@ SHARD_BYTES = 20_000
 # What a user's program does, with shards so small that a corpus of a megabyte has dozens.
 DRIVER = """
 import resource, sys
-from gpt2_lit import prepare
+from gpt2_lit.store import prepare
 source, store, num_processes, shard_bytes, file_bytes = *sys.argv[1:3], *map(int, sys.argv[3:])
 prepare.SHARD_BYTES, prepare._IN_PROCESS_BYTES = shard_bytes, 0
 if file_bytes:

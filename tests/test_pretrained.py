@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingModule, EmbeddingStub
-from gpt2_lit.pretrained import read_tables
+from gpt2_lit.embedding.pretrained import read_tables
 
 V, D, T = 11, 4, 6
 IDS = torch.tensor([[1, 2, 3], [3, 2, 10]])

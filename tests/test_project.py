@@ -9,23 +9,47 @@ from conftest import PROJECT
 import gpt2_lit
 
 README = (PROJECT / "README.md").read_text()
-TREE = README.split("## What lies where")[1]
-CHAPTERS = re.findall(r"^  (\w+)\.py +\S", TREE, re.MULTILINE)
+TREE = README.split("## What lies where")[1].split("  assets/")[0]
 PACKAGE = PROJECT / "gpt2_lit"
 
 
+def modules_in_the_tree() -> list[str]:
+    """The modules in the order of the README: errors, text.word_tokenizer, ... , cli.main."""
+    modules, room = [], ""
+    for indent, name, kind in re.findall(r"^( +)(\w+)(/|\.py) +\S", TREE, re.MULTILINE):
+        if kind == "/":
+            room = name
+        else:
+            modules.append(name if len(indent) == 2 else f"{room}.{name}")
+    return modules
+
+
+MODULES = modules_in_the_tree()
+
+
 def test_the_tree_in_the_readme_names_every_file_of_the_package() -> None:
-    assert sorted(CHAPTERS) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+    files = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    modules = [".".join(path.parts) for path in files if len(path.parts) == 1 or path.name != "__init__"]
+    assert sorted(MODULES) == sorted(modules)
 
 
-@pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name != "__init__"])
-def test_a_chapter_says_what_it_turns_into_what_and_imports_only_earlier_ones(chapter: str) -> None:
-    module = ast.parse((PACKAGE / f"{chapter}.py").read_text())
-    first_line = (ast.get_docstring(module) or "").partition("\n")[0]
+def test_there_are_six_rooms_and_each_says_what_it_turns_into_what() -> None:
+    rooms = re.findall(r"^  (\w+)/ +(\S.*)", TREE, re.MULTILINE)
+    assert [room for room, _ in rooms] == ["text", "store", "data", "embedding", "monitor", "cli"]
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == {room for room, _ in rooms}
+    for room, line in rooms:
+        assert (PACKAGE / room / "__init__.py").read_text() == f'"""{line}."""\n'
+        assert f"{room}/" in (gpt2_lit.__doc__ or "")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
+def test_a_file_says_what_it_turns_into_what_and_imports_only_earlier_ones(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    first_line = (ast.get_docstring(tree) or "").partition("\n")[0]
     assert re.match(r"[\w'(].* -> .+[.:]", first_line)
-    earlier = CHAPTERS[: CHAPTERS.index(chapter)]
-    for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpt2_lit."):
+    earlier = MODULES[: MODULES.index(module)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpt2_lit"):
             assert node.module.removeprefix("gpt2_lit.") in earlier
 
 

@@ -12,9 +12,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 
-from gpt2_lit import EmbeddingStub, GPTDataModule, order
-from gpt2_lit.prepare import prepare
-from gpt2_lit.run import RunCheckpoint, RunLogger, find_checkpoint
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.cli.run import RunCheckpoint, RunLogger, find_checkpoint
+from gpt2_lit.data import order
+from gpt2_lit.store.prepare import prepare
 
 EPOCH = 11  # batches: 44 windows of 4 tokens and one that is left, 4 windows a batch
 TEXT = " ".join(f"w{i}" for i in range(181))

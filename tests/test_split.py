@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2_lit.split import STRETCH_TOKENS, Range, Split, split_tokens
+from gpt2_lit.data.split import STRETCH_TOKENS, Range, Split, split_tokens
 
 
 def nearest_of(document_ends: list[int]) -> Callable[[int, int], int]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.text import Perplexity
 
-import gpt2_lit.stub
+import gpt2_lit.monitor.stub
 from gpt2_lit import EmbeddingStub, GPTDataModule, GPTDatasetV1
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more.
@@ -168,8 +168,8 @@ def test_norms_are_computed_at_logged_steps_alone(data, tmp_path, monkeypatch):
         computed_at.append(run.global_step)
         return embedding_norms(*args)
 
-    embedding_norms = gpt2_lit.stub.embedding_norms
-    monkeypatch.setattr(gpt2_lit.stub, "embedding_norms", counting)
+    embedding_norms = gpt2_lit.monitor.stub.embedding_norms
+    monkeypatch.setattr(gpt2_lit.monitor.stub, "embedding_norms", counting)
     run.fit(stub(), data)
     assert computed_at == [3, 7]
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
-from gpt2_lit.corpus import SHIPPED_TEXT
-from gpt2_lit.documents import TextOptions
-from gpt2_lit.prepare import Recipe, prepare
-from gpt2_lit.token_cache import TokenCache, default_folder, source_name
-from gpt2_lit.token_store import StoreError, TokenStore
+from gpt2_lit.store.prepare import Recipe, prepare
+from gpt2_lit.store.token_cache import TokenCache, default_folder, source_name
+from gpt2_lit.store.token_store import StoreError, TokenStore
+from gpt2_lit.text.readers import TextOptions
+from gpt2_lit.text.sources import SHIPPED_TEXT
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
 WORDS = SimpleTokenizerV2({"a": 0, "b": 1, "<|endoftext|>": 2, "<unk>": 3})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_lit.token_store import (
+from gpt2_lit.store.token_store import (
     Manifest,
     Shard,
     StoreError,
@@ -334,8 +334,8 @@ LOOK = """
 import resource, sys
 import numpy as np
 from gpt2_lit import GPTDataModule, GPTDatasetV1
-from gpt2_lit.order import Position, WindowSampler
-from gpt2_lit.token_store import open_raw
+from gpt2_lit.data.order import Position, WindowSampler
+from gpt2_lit.store.token_store import open_raw
 
 def look(path, num_tokens):
     store = open_raw([path])

@@ -16,13 +16,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
-from gpt2_lit.corpus import SHIPPED_TEXT
-from gpt2_lit.order import WindowSampler
-from gpt2_lit.token_store import Manifest
-from gpt2_lit.tool import main
+from gpt2_lit.cli.tool import main
+from gpt2_lit.data.order import WindowSampler
+from gpt2_lit.store.token_store import Manifest
+from gpt2_lit.text.sources import SHIPPED_TEXT
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
-TOOL = [sys.executable, "-c", "from gpt2_lit.tool import main; main()"]
+TOOL = [sys.executable, "-c", "from gpt2_lit.cli.tool import main; main()"]
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning"),
@@ -468,7 +468,7 @@ def run(*args: object, **options: Any) -> subprocess.CompletedProcess:
 
 def test_help_has_examples_and_needs_no_torch():
     for args in ([], ["--help"], *([name, "--help"] for name in ("prepare", "info", "preview", "verify", "plan"))):
-        code = f"import sys; from gpt2_lit.tool import main\ntry: main({args!r})\n"
+        code = f"import sys; from gpt2_lit.cli.tool import main\ntry: main({args!r})\n"
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
@@ -481,12 +481,12 @@ def test_help_has_examples_and_needs_no_torch():
 
 def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):
     for args in (["prepare", str(corpus), str(tmp_path / "tokens")], ["verify", str(tmp_path / "tokens")]):
-        code = f"import sys; from gpt2_lit.tool import main; main({args!r}); assert 'torch' not in sys.modules"
+        code = f"import sys; from gpt2_lit.cli.tool import main; main({args!r}); assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(store):
-    code = f"{sys.executable} -c 'from gpt2_lit.tool import main; main()' preview {store} --windows 3000 | head -1"
+    code = f"{sys.executable} -c 'from gpt2_lit.cli.tool import main; main()' preview {store} --windows 3000 | head -1"
     done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, timeout=100)
     assert "windows of 32 tokens for training" in done.stdout
     assert done.stderr == ""

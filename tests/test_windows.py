@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
-from gpt2_lit.corpus import SHIPPED_TEXT
-from gpt2_lit.split import Range
-from gpt2_lit.token_store import StoreError, TokenStore, open_raw
-from gpt2_lit.windows import as_it_is
+from gpt2_lit.data.split import Range
+from gpt2_lit.data.windows import as_it_is
+from gpt2_lit.store.token_store import StoreError, TokenStore, open_raw
+from gpt2_lit.text.sources import SHIPPED_TEXT
 
 PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"
 STORY = "Once upon a time there were four little Rabbits, and their names were Flopsy, Mopsy, Cotton-tail, and Peter."

@@ -24,10 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gpt2_lit.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
-from gpt2_lit.corpus import Source, SourceFile, find_files, is_url
-from gpt2_lit.documents import TextOptions, no_text_error, read_pieces
-from gpt2_lit.token_store import (
+from gpt2_lit.store.token_store import (
     DOCUMENTS_DTYPE,
     FORMAT_VERSION,
     MANIFEST,
@@ -40,7 +37,10 @@ from gpt2_lit.token_store import (
     token_dtype,
     write_file,
 )
-from gpt2_lit.word_tokenizer import SimpleTokenizerV2
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
+from gpt2_lit.text.readers import TextOptions, no_text_error, read_pieces
+from gpt2_lit.text.sources import Source, SourceFile, find_files, is_url
+from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2
 
 SHARD_BYTES = 16 << 20  # of source: 40 ms of gigatoken, 1 s of tiktoken
 MAX_SHARDS = 1024  # a larger corpus gets larger shards, so that opening it takes no longer
@@ -136,7 +136,7 @@ def prepare(
     the same bytes. Of several calls at a time for one store, one works and the others wait for it.
 
     Args:
-        source: What :func:`gpt2_lit.corpus.find_files` takes.
+        source: What :func:`gpt2_lit.text.sources.find_files` takes.
         store: Folder for the tokens.
         recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
         num_processes: Processes that encode. None is one for each core that may be used.

@@ -19,9 +19,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     import numpy as np
 
-    from gpt2_lit.datamodule import GPTDataModule
-    from gpt2_lit.token_store import TokenStore
-    from gpt2_lit.windows import GPTDatasetV1
+    from gpt2_lit.data.datamodule import GPTDataModule
+    from gpt2_lit.data.windows import GPTDatasetV1
+    from gpt2_lit.store.token_store import TokenStore
 
 _COUNTED_TOKENS = 50_000_000  # for the most frequent ones; of a larger store, that many from all over it
 _DATA_OPTIONS = (
@@ -56,9 +56,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from gpt2_lit.documents import TextOptions
-    from gpt2_lit.prepare import Recipe
-    from gpt2_lit.prepare import prepare as make_store
+    from gpt2_lit.store.prepare import Recipe
+    from gpt2_lit.store.prepare import prepare as make_store
+    from gpt2_lit.text.readers import TextOptions
 
     recipe = Recipe(TextOptions(options.text_field, options.strip_gutenberg))
     done = make_store(options.source, options.store, recipe, options.processes, show_progress=not options.json)
@@ -175,8 +175,8 @@ def preview(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from gpt2_lit.token_store import Manifest
-    from gpt2_lit.token_store import verify as damages_of
+    from gpt2_lit.store.token_store import Manifest
+    from gpt2_lit.store.token_store import verify as damages_of
 
     manifest = Manifest.load(options.store)
     total = sum(sum(shard.file_sizes(manifest.dtype).values()) for shard in manifest.shards)
@@ -215,7 +215,7 @@ def plan(options: argparse.Namespace) -> None:
 def neighbours(options: argparse.Namespace) -> None:
     import torch.nn.functional as F
 
-    from gpt2_lit.pretrained import read_tables
+    from gpt2_lit.embedding.pretrained import read_tables
 
     path = _checkpoint(options.checkpoint)
     tokenizer = _tokenizer_of(path)
@@ -248,7 +248,7 @@ def neighbours(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from gpt2_lit.pretrained import read_weights, write_weights
+    from gpt2_lit.embedding.pretrained import read_weights, write_weights
 
     if not options.file.endswith(".safetensors"):
         raise ValueError(f"FILE must end in .safetensors, got {options.file}.")
@@ -270,19 +270,19 @@ def _checkpoint(name: str) -> str:
     """The file that a name stands for: last and best are those of the newest run, as in a training."""
     if name not in ("last", "best"):
         return name
-    from gpt2_lit.run import find_checkpoint
+    from gpt2_lit.cli.run import find_checkpoint
 
     return str(find_checkpoint(name))
 
 
 def _tokenizer_of(checkpoint: str) -> Any:
     """The tokenizer of the run that a checkpoint lies in; GPT-2's for any other file."""
-    from gpt2_lit.bpe import gpt2_tokenizer
+    from gpt2_lit.text.bpe import gpt2_tokenizer
 
     options = _options_of_run(str(Path(checkpoint).absolute().parent.parent))
     if options is None or options.get("tokenizer") != "words":
         return gpt2_tokenizer()
-    from gpt2_lit.datamodule import GPTDataModule
+    from gpt2_lit.data.datamodule import GPTDataModule
 
     return GPTDataModule(**options).tokenizer
 
@@ -299,7 +299,7 @@ def _share(
     data: "GPTDataModule", dataset: "GPTDatasetV1", step: int, rank: int, world_size: int
 ) -> tuple[int, "np.ndarray", int]:
     """What one of the processes trains on at a step: the epoch, its windows, and the number of the batch in it."""
-    from gpt2_lit.order import Position, WindowSampler
+    from gpt2_lit.data.order import Position, WindowSampler
 
     sampler = WindowSampler(
         len(dataset),
@@ -324,7 +324,7 @@ def _share(
 
 def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "GPTDatasetV1"]:
     """The data of a source as a training has it; of a run's folder, with the options of the run."""
-    from gpt2_lit.datamodule import GPTDataModule
+    from gpt2_lit.data.datamodule import GPTDataModule
 
     given: dict[str, Any] = {name: getattr(options, name) for name in _DATA_OPTIONS}
     given = {name: False if value == "false" else value for name, value in given.items() if value is not None}

@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gpt2_lit.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
-from gpt2_lit.figures import heat_map, line_chart
-from gpt2_lit.norms import band, embedding_norms, mean_norm, vector_norms
-from gpt2_lit.windows import Batch
+from gpt2_lit.data.windows import Batch
+from gpt2_lit.embedding.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
+from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
+from gpt2_lit.monitor.figures import heat_map, line_chart
 
 # Bounds of what is looked at, so that the cost does not grow with the corpus or the model.
 SAMPLE_TOKENS = 2**21  # of a corpus, to count them

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from gpt2_lit.pretrained import read_tables
+from gpt2_lit.embedding.pretrained import read_tables
 
 # Source: openai/gpt-2, src/model.py: wte has a standard deviation of 0.02, wpe of 0.01. nanoGPT takes 0.02 for both.
 TOKEN_INIT_STD = 0.02

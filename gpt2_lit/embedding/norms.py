@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt2_lit.embedding import EmbeddingModule
+from gpt2_lit.embedding.embedding import EmbeddingModule
 
 
 def vector_norms(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N"]:

@@ -48,7 +48,7 @@ def split_tokens(
         context_size: Length of a window, in tokens.
         seed: Decides where validation lies.
         nearest_document_end: From a place among the tokens and a distance, the document end nearest to it, or the
-            place itself if none is so near: :meth:`gpt2_lit.token_store.TokenStore.nearest_document_end`. Stretches
+            place itself if none is so near: :meth:`TokenStore.nearest_document_end`. Stretches
             begin and end there if one is within an eighth of their length. What one gets too much or too little is made
             up for by the next, so that all together are off by less than one stretch.
 

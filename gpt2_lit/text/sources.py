@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SHIPPED_TEXT = Path(__file__).parent / "assets" / "tale.txt"
+SHIPPED_TEXT = Path(__file__).parents[1] / "assets" / "tale.txt"
 
 # What a file is, by the ending of its name; any other is plain text. A folder's .json files are left alone, as those
 # that lie beside texts describe them; one that is named is read as lines of JSON (C4 calls its own .json.gz).

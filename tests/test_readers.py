@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_corpus import needs_permissions, serve
 
-from gpt2_lit import documents
-from gpt2_lit.bpe import SAFE_CUT, gpt2_tokenizer
-from gpt2_lit.corpus import SHIPPED_TEXT, find_files
-from gpt2_lit.documents import Document, Piece, TextOptions, no_text_error, read_documents, read_pieces
+from gpt2_lit.text import readers as documents
+from gpt2_lit.text.bpe import SAFE_CUT, gpt2_tokenizer
+from gpt2_lit.text.readers import Document, Piece, TextOptions, no_text_error, read_documents, read_pieces
+from gpt2_lit.text.sources import SHIPPED_TEXT, find_files
 
 PLAIN = TextOptions()
 LINE_ENDS = st.sampled_from(["\r\n", "\r", "\n", "\r\r\n", "\n\r", "\x0b", "\x85", "\u2028"])
@@ -622,8 +622,8 @@ def test_a_file_in_any_other_store_is_read_in_ranges():
 def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path, name):
     program = """
 import re, sys
-from gpt2_lit.corpus import find_files
-from gpt2_lit.documents import TextOptions, read_pieces
+from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.readers import TextOptions, read_pieces
 [file] = find_files(sys.argv[1])
 length = sum(len(piece.text) for piece in read_pieces(file, TextOptions()))
 print(length, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from gpt2_lit.token_store import write_file
+from gpt2_lit.store.token_store import write_file
 
 # The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
 TABLE_NAMES = (

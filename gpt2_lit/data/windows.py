@@ -11,9 +11,9 @@ from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from gpt2_lit.bpe import Encoder, gpt2_tokenizer, token_array
-from gpt2_lit.split import Range
-from gpt2_lit.token_store import TokenStore
+from gpt2_lit.data.split import Range
+from gpt2_lit.store.token_store import TokenStore
+from gpt2_lit.text.bpe import Encoder, gpt2_tokenizer, token_array
 
 
 class Batch(NamedTuple):

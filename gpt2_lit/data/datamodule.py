@@ -15,16 +15,16 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
-from gpt2_lit.corpus import Source, find_files
-from gpt2_lit.documents import TextOptions, read_pieces
-from gpt2_lit.order import ORDER_VERSION, Position, Shuffle, WindowSampler
-from gpt2_lit.prepare import Recipe
-from gpt2_lit.split import Range, split_tokens
-from gpt2_lit.token_cache import TokenCache, default_folder, is_text, source_name
-from gpt2_lit.token_store import TokenStore
-from gpt2_lit.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
-from gpt2_lit.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
+from gpt2_lit.data.order import ORDER_VERSION, Position, Shuffle, WindowSampler
+from gpt2_lit.data.split import Range, split_tokens
+from gpt2_lit.data.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
+from gpt2_lit.store.prepare import Recipe
+from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
+from gpt2_lit.store.token_store import TokenStore
+from gpt2_lit.text.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
+from gpt2_lit.text.readers import TextOptions, read_pieces
+from gpt2_lit.text.sources import Source, find_files
+from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
 

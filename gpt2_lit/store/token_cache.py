@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2_lit.bpe import tokenizer_hash
-from gpt2_lit.corpus import SHIPPED_TEXT, Source, is_url
-from gpt2_lit.prepare import Prepared, Recipe, prepare
-from gpt2_lit.token_store import StoreError, TokenStore, is_store, open_raw, open_store
+from gpt2_lit.store.prepare import Prepared, Recipe, prepare
+from gpt2_lit.store.token_store import StoreError, TokenStore, is_store, open_raw, open_store
+from gpt2_lit.text.bpe import tokenizer_hash
+from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
 
 
 class TokenCache(NamedTuple):

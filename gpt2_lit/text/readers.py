@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from gpt2_lit.bpe import SAFE_CUT
-from gpt2_lit.corpus import Source, SourceFile, find_files, is_url, open_file, unreachable
+from gpt2_lit.text.bpe import SAFE_CUT
+from gpt2_lit.text.sources import Source, SourceFile, find_files, is_url, open_file, unreachable
 
 _PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
 _LONGEST = 1 << 26  # bytes that are kept in memory in search of a place to cut

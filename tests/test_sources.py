@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gpt2_lit.corpus import SHIPPED_TEXT, SourceFile, find_files, open_file
+from gpt2_lit.text.sources import SHIPPED_TEXT, SourceFile, find_files, open_file
 
 
 def paths(files: Iterable[SourceFile]) -> list[Path]:

@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gpt2_lit.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2
+from gpt2_lit.text.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2
 
 if TYPE_CHECKING:
     import tiktoken
 
-RANKS_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
+RANKS_FILE = Path(__file__).parents[1] / "assets" / "gpt2.tiktoken"
 # Source: tiktoken_ext/openai_public.py gives this sum for r50k_base; GPT-2's ranks are the same table.
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 

@@ -19,10 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from gpt2_lit.datamodule import GPTDataModule
-from gpt2_lit.monitor import NORM_TAGS, EmbeddingMonitor, sample, token_counts, unigram_perplexity
-from gpt2_lit.options import OptionParser
-from gpt2_lit.run import (
+from gpt2_lit.cli.options import OptionParser
+from gpt2_lit.cli.run import (
     LOG_FOLDER,
     RunCheckpoint,
     RunLogger,
@@ -32,8 +30,10 @@ from gpt2_lit.run import (
     is_run_logger,
     run_folder,
 )
-from gpt2_lit.stub import EmbeddingStub
-from gpt2_lit.windows import Batch
+from gpt2_lit.data.datamodule import GPTDataModule
+from gpt2_lit.data.windows import Batch
+from gpt2_lit.monitor.monitor import NORM_TAGS, EmbeddingMonitor, sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.stub import EmbeddingStub
 
 TRAINER_DEFAULTS = {
     "max_epochs": 6,
@@ -314,7 +314,7 @@ def _is_for_the_user(error: Exception) -> bool:
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return (
         isinstance(error, (ValueError, TypeError, KeyError, IndexError))
-        and Path(raised_in).parent == Path(__file__).parent
+        and Path(__file__).parents[1] in Path(raised_in).parents
     )
 
 

@@ -32,6 +32,6 @@ def main(args: list[str] | None = None) -> None:
         print(HELP.format(prog=prog), end="")
         return
     # Takes seconds: torch and lightning.
-    from gpt2_lit.trainer_cli import run
+    from gpt2_lit.cli.trainer_cli import run
 
     run(args, prog)

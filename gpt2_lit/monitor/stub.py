@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from gpt2_lit.embedding import EmbeddingModule
-from gpt2_lit.norms import embedding_norms
-from gpt2_lit.windows import Batch, DocumentBatch
+from gpt2_lit.data.windows import Batch, DocumentBatch
+from gpt2_lit.embedding.embedding import EmbeddingModule
+from gpt2_lit.embedding.norms import embedding_norms
 
 
 class Perplexity(MeanMetric):
@@ -169,7 +169,7 @@ def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]
 class Throughput(Callback):
     """Logs tokens a second, all processes together, and the share of the time spent waiting for data.
 
-    Time for validation does not count. The waiting is measured by :class:`gpt2_lit.datamodule.TimedDataLoader`;
+    Time for validation does not count. The waiting is measured by :class:`gpt2_lit.data.datamodule.TimedDataLoader`;
     with another loader its share is not logged.
     """
 

@@ -1,0 +1,1 @@
+"""command line -> all of it."""

@@ -1,0 +1,1 @@
+"""ids -> vectors -> logits and loss."""

@@ -1,0 +1,1 @@
+"""documents -> tokens on disk -> one long sequence."""
