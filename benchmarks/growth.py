@@ -33,7 +33,7 @@ def prepare(corpus: str, cache: str) -> list[float]:
 def start(source: str, cache: str) -> list[float]:
     """Seconds to see that a text has not changed and open its store, to open that alone, and then to the first batch.
 
-    And to go on in the middle of a later epoch.
+    And to resume in the middle of a later epoch.
     """
     from gpt2_lit import GPTDataModule
     from gpt2_lit.data.order import Position, WindowSampler
@@ -108,7 +108,7 @@ def main() -> None:
         "open the text again, ms",
         "open the store, ms",
         "first batch, ms",
-        "go on in epoch 5, ms",
+        "resume in epoch 5, ms",
         "peak memory, MB",
     ]
     print_table(header, rows, num_names=1)

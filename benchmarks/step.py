@@ -56,14 +56,14 @@ def by_hand() -> dict[str, float]:
         done("embedding: forward")
         hidden = vectors.detach().requires_grad_()
         embedding.next_token_loss(hidden, target_ids).backward()
-        done("head: scores, loss, and back")
+        done("head: logits, loss, and back")
         assert isinstance(hidden.grad, Tensor)
         vectors.backward(hidden.grad)
         done("embedding: backward")
         optimizer.step()
         done("optimizer: AdamW, fused")
         optimizer.zero_grad()
-        done("optimizer: gradients let go")
+        done("optimizer: gradients freed")
     return {part: median(ms) for part, ms in parts.items()}
 
 
