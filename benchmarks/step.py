@@ -80,10 +80,10 @@ class Clock(Callback):
 def by_trainer(log_every_n_steps: int) -> float:
     """Milliseconds of a step within Trainer.fit: the mean, because not every step logs."""
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             accelerator="cpu",
-            logger=TensorBoardLogger(folder, default_hp_metric=False),
+            logger=TensorBoardLogger(directory, default_hp_metric=False),
             callbacks=[clock],
             max_steps=NUM_STEPS + 1,
             limit_val_batches=0,
