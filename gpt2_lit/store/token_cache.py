@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from gpt2_lit.store.prepare import Prepared, Recipe, prepare
 from gpt2_lit.store.token_store import StoreError, TokenStore, is_store, open_raw, open_store
-from gpt2_lit.text.bpe import tokenizer_hash
 from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
+from gpt2_lit.text.tokenizer import tokenizer_hash
 
 
 class TokenCache(NamedTuple):
