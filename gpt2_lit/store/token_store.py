@@ -107,10 +107,13 @@ class TokenStore:
             if length not in self._windows:
                 self._windows[length] = sliding_window_view(self._shards[0], length)
             return self._windows[length][starts]
-        numbers = np.searchsorted(self._starts, starts, side="right") - 1
-        first = (starts - self._starts[numbers]).tolist()
-        pieces = [self._shards[n][at : at + length] for n, at in zip(numbers.tolist(), first, strict=True)]
-        ids = np.concatenate([self._shards[0][:0], *pieces])
+        if not len(starts):
+            return np.empty((0, length), self.dtype)
+        numbers, shards = np.searchsorted(self._starts, starts, side="right") - 1, self._shards
+        firsts = (starts - self._starts[numbers]).tolist()
+        ids = np.concatenate(
+            [shards[n][first : first + length] for n, first in zip(numbers.tolist(), firsts, strict=True)]
+        )
         if ids.size != starts.size * length:  # some rows go on in the next shard
             ids = np.concatenate([self.read(start, start + length) for start in starts.tolist()])
             if ids.size != starts.size * length:
