@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from gpt2_lit.data.split import Range
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.bpe import Encoder, gpt2_tokenizer, token_array
+from gpt2_lit.text.bpe import gpt2_tokenizer
+from gpt2_lit.text.tokenizer import Encoder, token_array
 
 
 class Batch(NamedTuple):
