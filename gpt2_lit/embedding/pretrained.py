@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from gpt2_lit.store.token_store import write_file
+from gpt2_lit.store.storage import write_aside
 
 # The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
 TABLE_NAMES = (
@@ -130,7 +130,8 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
     save = _import("safetensors.torch").save
     # Each with memory of its own, as the format wants it, also where two share it.
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    write_file(Path(path), save(tensors, metadata={"format": "pt"}))
+    with write_aside(Path(path)) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
 
 
 def _from_checkpoint(path: Path) -> list[Tensor]:
