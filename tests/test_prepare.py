@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
 from gpt2_lit.store import prepare as prepare_module
+from gpt2_lit.store.manifest import Manifest, StoreError, VersionError
 from gpt2_lit.store.prepare import Recipe, encode_shard, is_fresh, plan_shards, prepare
-from gpt2_lit.store.token_store import Manifest, StoreError, VersionError, open_store, verify
+from gpt2_lit.store.token_store import open_store
+from gpt2_lit.store.verify import verify
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT
 from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import SHIPPED_TEXT, find_files

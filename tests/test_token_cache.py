@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.prepare import Recipe, prepare
 from gpt2_lit.store.token_cache import TokenCache, default_folder, source_name
-from gpt2_lit.store.token_store import StoreError, TokenStore
+from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import SHIPPED_TEXT
 

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
 from gpt2_lit.cli.tool import main
 from gpt2_lit.data.order import WindowSampler
-from gpt2_lit.store.token_store import Manifest
+from gpt2_lit.store.manifest import Manifest
 from gpt2_lit.text.sources import SHIPPED_TEXT
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.data.split import Range
 from gpt2_lit.data.windows import as_it_is
-from gpt2_lit.store.token_store import StoreError, TokenStore, open_raw
+from gpt2_lit.store.manifest import StoreError
+from gpt2_lit.store.raw_ids import open_raw
+from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.sources import SHIPPED_TEXT
 
 PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"

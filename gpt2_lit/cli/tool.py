@@ -92,14 +92,13 @@ def info(options: argparse.Namespace) -> None:
 
     data, store, _ = _data(options)
     rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer_name, "tokens": len(store)}
-    if store.manifest:
-        num_bytes = sum(shard.num_bytes for shard in store.manifest.shards)
+    if store.num_sources:
         rows |= {
-            "sources": store.manifest.num_sources,
-            "documents": store.manifest.num_documents,
-            "shards": len(store.manifest.shards),
-            "bytes of text": num_bytes,
-            "bytes a token": round(num_bytes / max(len(store), 1), 2),
+            "sources": store.num_sources,
+            "documents": store.num_documents,
+            "shards": store.num_shards,
+            "bytes of text": store.num_bytes,
+            "bytes a token": round(store.num_bytes / max(len(store), 1), 2),
         }
     counts = np.zeros(data.vocab_size, np.int64)
     for piece in _pieces(store, _COUNTED_TOKENS):
@@ -175,8 +174,8 @@ def preview(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from gpt2_lit.store.token_store import Manifest
-    from gpt2_lit.store.token_store import verify as damages_of
+    from gpt2_lit.store.manifest import Manifest
+    from gpt2_lit.store.verify import verify as damages_of
 
     manifest = Manifest.load(options.store)
     total = sum(sum(shard.file_sizes(manifest.dtype).values()) for shard in manifest.shards)

@@ -305,9 +305,8 @@ class GPTDataModule(LightningDataModule):
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
         name = source_name(self.source)
-        if self.store.manifest and self.store.manifest.num_documents > 1:
-            manifest = self.store.manifest
-            name += f" ({manifest.num_documents:,} documents in {manifest.num_sources:,} files)"
+        if self.store.num_documents > 1:
+            name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
         lines = [

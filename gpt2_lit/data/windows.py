@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 import torch
 from jaxtyping import Int64
-from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
@@ -106,22 +105,21 @@ class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
         self.context_size = context_size
         self.stride = stride
         self.end_of_text = end_of_text
-        shards = self.token_ids.shards if isinstance(self.token_ids, TokenStore) else [self.token_ids]
-        shard_starts = np.cumsum([0, *map(len, shards)]).tolist()
-        self.ranges = [Range(0, shard_starts[-1])] if ranges is None else list(ranges)
-
-        self._rows, shard_rows = _rows_of_all(shards, context_size)
-        windows, rows = [], []
+        tokens = self.token_ids if isinstance(self.token_ids, TokenStore) else TokenStore.of_array(self.token_ids)
+        self._tokens = tokens
+        self.ranges = [Range(0, len(tokens))] if ranges is None else list(ranges)
+        segments = tokens.segments
+        windows, starts = [], []
         for part in self.ranges:
-            shard = bisect_right(shard_starts, part.start) - 1
-            while shard < len(shards) and shard_starts[shard] < part.stop:
-                start = max(part.start, shard_starts[shard])
-                num_tokens = min(part.stop, shard_starts[shard + 1]) - start
+            segment = bisect_right(segments, part.start, key=lambda segment: segment[1])
+            while segment < len(segments) and segments[segment][0] < part.stop:
+                start = max(part.start, segments[segment][0])
+                num_tokens = min(part.stop, segments[segment][1]) - start
                 windows.append(max(0, -((context_size - num_tokens) // stride)))
-                rows.append(shard_rows[shard] + start - shard_starts[shard])
-                shard += 1
+                starts.append(start)
+                segment += 1
         self._windows_before = np.cumsum([0, *windows])
-        self._first_rows = np.array(rows, dtype=np.int64)
+        self._first_starts = np.array(starts, dtype=np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: of a store the path, not the tokens."""
@@ -152,41 +150,20 @@ class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
             windows = windows.astype(np.int64, copy=False)  # places among the tokens are beyond smaller types
             if lowest < 0:
                 windows = windows % num_windows
-        rows = self._rows[self._rows_of(windows)]
+        starts = np.atleast_1d(self._starts_of(windows))
+        rows = self._tokens.rows(starts, self.context_size + 1).reshape(*windows.shape, self.context_size + 1)
         batch = Batch(
             torch.from_numpy(rows[..., :-1].astype(np.int64)),
             torch.from_numpy(rows[..., 1:].astype(np.int64)),
         )
         return batch if self.end_of_text is None else DocumentBatch(*batch, *_documents(rows, self.end_of_text))
 
-    def _rows_of(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
-        """Which of the rows each window is."""
-        if len(self._first_rows) == 1:
-            return self._first_rows[0] + windows * self.stride
+    def _starts_of(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
+        """The position of the first token of each window."""
+        if len(self._first_starts) == 1:
+            return self._first_starts[0] + windows * self.stride
         part = np.searchsorted(self._windows_before, windows, side="right") - 1
-        return self._first_rows[part] + (windows - self._windows_before[part]) * self.stride
-
-
-def _rows_of_all(shards: Sequence[np.ndarray], context_size: int) -> tuple[np.ndarray, list[int]]:
-    """A view whose row i is the tokens i to i + context_size, and which of its rows each shard begins with.
-
-    The rows overlap, so that the view takes no memory; picking rows of it copies each window in one piece. Shards
-    that are mapped into memory lie anywhere in it: the view begins at the lowest of them and reaches over all, and the
-    rows between them must not be picked. Going through the shards one by one instead takes two to four times as long,
-    and indexing token by token three times.
-    """
-    filled = [shard for shard in shards if len(shard)]
-    if not filled:
-        return np.empty((0, context_size + 1), np.uint16), [0] * len(shards)
-    addresses = [shard.__array_interface__["data"][0] for shard in shards]
-    lowest = min(filled, key=lambda shard: shard.__array_interface__["data"][0])
-    first, itemsize = lowest.__array_interface__["data"][0], lowest.itemsize
-    starts = [
-        (address - first) // itemsize if len(shard) else 0 for address, shard in zip(addresses, shards, strict=True)
-    ]
-    num_tokens = max(start + len(shard) for start, shard in zip(starts, shards, strict=True))
-    shape = (max(num_tokens - context_size, 0), context_size + 1)
-    return as_strided(lowest, shape, lowest.strides * 2, writeable=False), starts
+        return self._first_starts[part] + (windows - self._windows_before[part]) * self.stride
 
 
 def _documents(rows: np.ndarray, end_of_text: int) -> tuple[Tensor, Tensor]:

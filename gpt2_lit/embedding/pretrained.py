@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from gpt2_lit.errors import InvalidValue, MissingFile, MissingPackage
-from gpt2_lit.store.token_store import write_file
+from gpt2_lit.store.storage import write_aside
 
 # The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
 TABLE_NAMES = (
@@ -131,7 +131,8 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
     save = _import("safetensors.torch").save
     # The format refuses tensors that share memory.
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    write_file(Path(path), save(tensors, metadata={"format": "pt"}))
+    with write_aside(Path(path)) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
 
 
 def _from_checkpoint(path: Path) -> list[Tensor]:

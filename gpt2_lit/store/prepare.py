@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gpt2_lit.store.token_store import (
+from gpt2_lit.store.manifest import (
     DOCUMENTS_DTYPE,
     FORMAT_VERSION,
     MANIFEST,
@@ -33,9 +33,7 @@ from gpt2_lit.store.token_store import (
     StoreError,
     VersionError,
     is_store,
-    sync_folder,
     token_dtype,
-    write_file,
 )
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
 from gpt2_lit.text.readers import TextOptions, no_text_error, read_pieces
@@ -540,3 +538,26 @@ def _usable_cores() -> int:
 
 def _tell(news: str) -> None:
     print(news, file=sys.stderr, flush=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after the power has gone."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names of the files in a folder reach the disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt2_lit.store.manifest import StoreError, is_store
 from gpt2_lit.store.prepare import Prepared, Recipe, prepare
-from gpt2_lit.store.token_store import StoreError, TokenStore, is_store, open_raw, open_store
+from gpt2_lit.store.raw_ids import open_raw
+from gpt2_lit.store.token_store import TokenStore, open_store
 from gpt2_lit.text.bpe import tokenizer_hash
 from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
 
@@ -48,10 +50,9 @@ class TokenCache(NamedTuple):
             return open_store(self.place(source))
         (path,) = _source_paths(source)
         store = open_store(path)
-        assert store.manifest, "an opened store has one"
-        if store.manifest.tokenizer_hash != tokenizer_hash(self.recipe.tokenizer):
+        if store.tokenizer_fingerprint != tokenizer_hash(self.recipe.tokenizer):
             raise StoreError(
-                f"{path} was made with the tokenizer {store.manifest.tokenizer}, and data.tokenizer is "
+                f"{path} was made with the tokenizer {store.tokenizer}, and data.tokenizer is "
                 f"{self.recipe.name}, or of another version. Prepare it anew, or set data.tokenizer."
             )
         return store

@@ -1,0 +1,207 @@
+"""what a store holds -> the names, bytes and checksums of its files. docs/store.md describes the format."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt2_lit.errors import InvalidValue
+from gpt2_lit.store.storage import LocalStorage, Storage
+
+FORMAT = "gpt2_lit token store"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DOCUMENTS_DTYPE = np.dtype("<i8")
+
+MISSING = "is missing"
+
+
+class StoreError(InvalidValue):
+    """A token store that cannot be read: missing, damaged, or of another version."""
+
+
+class VersionError(StoreError):
+    """A token store that another version of gpt2_lit wrote: not damaged, so that nobody should write over it."""
+
+
+class Damage(NamedTuple):
+    """A file of a store that is not as the manifest says."""
+
+    file: str
+    problem: str
+    made_from: str  # empty for the list of the sources
+
+    def __str__(self) -> str:
+        made_from = f" It was made from {self.made_from}." if self.made_from else ""
+        delete = "" if self.problem == MISSING else "delete it and "
+        return (
+            f"{self.file} {self.problem}.{made_from} To mend it, {delete}prepare the store again from the same "
+            "sources: the other shards are kept."
+        )
+
+
+class Shard(NamedTuple):
+    """A shard, as its receipt and the manifest describe it."""
+
+    key: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int  # of text, in UTF-8
+    tokens_crc32: int
+    documents_crc32: int
+    made_from: str  # the first and the last file in it, for people
+
+    @property
+    def tokens_file(self) -> str:
+        return f"tokens-{self.key}.bin"
+
+    @property
+    def documents_file(self) -> str:
+        return f"documents-{self.key}.bin"
+
+    @property
+    def receipt_file(self) -> str:
+        return f"shard-{self.key}.json"
+
+    def dumps(self) -> bytes:
+        """The bytes of its receipt."""
+        return _sealed(self._asdict())
+
+    @classmethod
+    def loads(cls, receipt: bytes) -> "Shard":
+        """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
+        content = json.loads(receipt)
+        shard = cls(**{name: content[name] for name in cls._fields})
+        if shard.dumps() != receipt:
+            raise ValueError("the receipt is damaged")
+        return shard
+
+    def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
+        """The bytes of its tokens and of its document ends, by file name."""
+        return {
+            self.tokens_file: self.num_tokens * dtype.itemsize,
+            self.documents_file: self.num_documents * DOCUMENTS_DTYPE.itemsize,
+        }
+
+
+class Manifest(NamedTuple):
+    """What a store holds. Its file is the commit point: without it there is no store."""
+
+    tokenizer: str
+    tokenizer_hash: str
+    vocab_size: int
+    options: dict[str, Any]  # how the sources were read
+    shard_bytes: int  # of the sources for one shard, about
+    num_sources: int
+    sources_crc32: int
+    shards: list[Shard]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return token_dtype(self.vocab_size)
+
+    @property
+    def sources_file(self) -> str:
+        return f"sources-{self.sources_crc32:08x}.json"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without the end of text after the last document."""
+        return max(sum(shard.num_tokens for shard in self.shards) - 1, 0)
+
+    @property
+    def num_documents(self) -> int:
+        return sum(shard.num_documents for shard in self.shards)
+
+    @property
+    def content(self) -> str:
+        """A checksum of all tokens: the same for the same tokens in the same shards, wherever the store lies."""
+        tokens = json.dumps([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
+        return f"{zlib.crc32(tokens.encode()):08x}"
+
+    def dumps(self) -> bytes:
+        """The bytes of its file."""
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "dtype": self.dtype.name,
+            "num_tokens": self.num_tokens,
+            "num_documents": self.num_documents,
+            **self._asdict(),
+            "shards": [shard._asdict() for shard in self.shards],
+        }
+        return _sealed(content, indent=1)
+
+    @classmethod
+    def load(cls, store: str | os.PathLike) -> "Manifest":
+        """The manifest of a store.
+
+        Raises:
+            StoreError: If there is none, or it is damaged.
+            VersionError: If it is of another version.
+        """
+        return cls.read(LocalStorage(Path(store)))
+
+    @classmethod
+    def read(cls, storage: Storage) -> "Manifest":
+        """The same, from wherever the store lies."""
+        path = f"{storage}/{MANIFEST}"
+        try:
+            raw = storage.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(
+                f"{storage} is not a token store: there is no {path}. Make one: gpt2-lit prepare SOURCE {storage}"
+            ) from None
+        damaged = StoreError(f"{path} is damaged. Prepare the store again, from the same sources: the shards are kept.")
+        try:
+            content = json.loads(raw)
+            if content["format"] == FORMAT and content["format_version"] != FORMAT_VERSION:
+                raise VersionError(
+                    f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
+                    f"{FORMAT_VERSION}. Prepare the store anew, in another directory."
+                )
+            fields = {name: content[name] for name in cls._fields}
+            manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            if manifest.dumps() != raw:
+                raise damaged
+        except StoreError:
+            raise
+        except (ValueError, TypeError, KeyError):
+            raise damaged from None
+        return manifest
+
+    def damages(self, storage: Storage) -> list[Damage]:
+        """The files that are missing or cut off, by their sizes."""
+        sizes = storage.list()
+        expected = [(shard, name, size) for shard in self.shards for name, size in shard.file_sizes(self.dtype).items()]
+        damages = []
+        for shard, name, size in expected:
+            if sizes.get(name) != size:
+                problem = f"has {sizes[name]:,} bytes, not {size:,}" if name in sizes else MISSING
+                damages.append(Damage(f"{storage}/{name}", problem, shard.made_from))
+        if self.sources_file not in sizes:
+            damages.append(Damage(f"{storage}/{self.sources_file}", MISSING, ""))
+        return damages
+
+
+def is_store(path: str | os.PathLike) -> bool:
+    """Whether a path is a token store, be it damaged or of another version. Other programs write manifests too."""
+    try:
+        manifest = (Path(path) / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    return FORMAT.encode() in manifest or b"tokens_crc32" in manifest
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type that ids of a vocabulary are stored as: little-endian, two bytes where they are enough, or four."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
+    """JSON, the last value of which is the checksum of the rest."""
+    checksum = zlib.crc32(json.dumps(content).encode())
+    return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()

@@ -1,0 +1,78 @@
+"""files of ids that other programs wrote -> one long sequence of ids: nanoGPT's and llm.c's .bin."""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_lit.errors import InvalidValue
+from gpt2_lit.store.manifest import StoreError
+from gpt2_lit.store.token_store import TokenStore, map_array
+
+# Source: karpathy/llm.c, dev/data/data_common.py: a header of 256 int32 numbers: magic, version, number of tokens.
+LLMC_HEADER_BYTES = 256 * 4
+LLMC_DTYPES = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
+
+RAW_DTYPES = ("uint8", "uint16", "uint32", "uint64")  # of files without a header
+
+_SAMPLES, _SAMPLE_TOKENS = 64, 2048  # of a file, to tell it from another in the same time at any size
+
+
+def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_size: int | None = None) -> TokenStore:
+    """Open files of ids, one shard each.
+
+    Args:
+        paths: The files, in reading order.
+        dtype: Type of the ids in files without a header: uint8, uint16 (nanoGPT), uint32 or uint64. llm.c's header
+            tells it.
+        vocab_size: What all ids should be below; looked at in samples, which a wrong type mostly fails.
+
+    Raises:
+        StoreError: If a file is empty, truncated, or of a size that is not whole ids; if an id is too high.
+        ValueError: If the type is another.
+    """
+    if dtype not in RAW_DTYPES:
+        raise InvalidValue(f"token_dtype must be one of {', '.join(RAW_DTYPES)}, got {dtype!r}. Set data.token_dtype.")
+    shards, checksum = [], 0
+    for path in map(Path, paths):
+        shard = _mapped(path, np.dtype(dtype).newbyteorder("<"))
+        for sample in _samples(shard):
+            checksum = zlib.crc32(sample.data, checksum)
+            if vocab_size and sample.max() >= vocab_size:
+                raise StoreError(
+                    f"{path} read as {shard.dtype.name} has the id {sample.max()}, and the vocabulary ends at "
+                    f"{vocab_size - 1}. Set data.token_dtype to the type it was written with, or write it with this "
+                    "tokenizer."
+                )
+        checksum = zlib.crc32(f"{len(shard)} {shard.dtype}".encode(), checksum)
+        shards.append(shard)
+    if len({shard.dtype for shard in shards}) > 1:
+        raise StoreError(f"the files have ids of different types: {', '.join(str(path) for path in paths[:5])}.")
+    names = tuple(str(Path(path).absolute()) for path in paths)
+    return TokenStore(names[0], shards, f"{checksum:08x}", reopen=(open_raw, (names, dtype)))
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    size = path.stat().st_size
+    header, offset = np.fromfile(path, "<i4", 3), 0
+    if len(header) == 3 and int(header[0]) in LLMC_DTYPES:
+        offset, dtype = LLMC_HEADER_BYTES, LLMC_DTYPES[int(header[0])]
+        expected = offset + int(header[2]) * dtype.itemsize
+        if size != expected:
+            raise StoreError(f"{path} is cut off: its header tells of {expected:,} bytes, and it has {size:,}.")
+    count, rest = divmod(size - offset, dtype.itemsize)
+    if rest or not count:
+        raise StoreError(
+            f"{path} has {size:,} bytes, which is not a whole number of {dtype.name} ids above 0. "
+            "Set data.token_dtype to the type it was written with."
+        )
+    return map_array(path, dtype, count, offset)
+
+
+def _samples(shard: np.ndarray) -> Iterator[np.ndarray]:
+    """Stretches of it, evenly spaced from its start to its end; all of it, if it is short."""
+    last = max(len(shard) - _SAMPLE_TOKENS, 0)
+    for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
+        yield shard[start : start + _SAMPLE_TOKENS]

@@ -1,0 +1,174 @@
+"""bytes -> named files, each whole or not at all: five verbs, and how the local file system does them."""
+
+import errno
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from filelock import FileLock, Timeout
+
+from gpt2_lit.errors import FileError, InvalidValue
+
+_LOG = getLogger(__name__)
+_LOCK = ".lock"
+_HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
+# NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
+_ASIDE = re.compile(r".+?(?:\.(?P<host>[\w-]+))?\.(?P<pid>\d+)(?:\.[0-9a-f]{8})?\.tmp")
+_ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Where the files of one store lie. It is pickled to the processes that encode, so it must not hold secrets."""
+
+    def list(self) -> dict[str, int]:
+        """The size of each file, in bytes; empty if there is nothing yet. Files that are being put are left out."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """All of a file; a FileNotFoundError if there is none."""
+        ...
+
+    def put(self, name: str, *, commit: bool = False) -> AbstractContextManager[BinaryIO]:
+        """Give a file to write to, which is there under its name after the block: whole, or after an error not at all.
+
+        Its bytes survive a power failure from then on. With ``commit`` so does its name, which comes after the names
+        of all files that were put before.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing if there is none."""
+        ...
+
+    def lock(self, *, wait: bool = True) -> AbstractContextManager[None]:
+        """Be the only one to work on the store. The lock of a process that was killed is free.
+
+        Raises:
+            BlockingIOError: If another holds it and ``wait`` is False.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A directory, made by the first lock or put."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def list(self) -> dict[str, int]:
+        sizes = {}
+        try:
+            for entry in os.scandir(self.path):
+                if entry.name != _LOCK and not _ASIDE.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):  # deleted in this moment
+                        sizes[entry.name] = entry.stat().st_size
+        except FileNotFoundError:
+            return {}
+        except NotADirectoryError:
+            raise InvalidValue(f"{self} is a file. Give a directory for the tokens.") from None
+        return sizes
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    @contextmanager
+    def put(self, name: str, *, commit: bool = False) -> Iterator[BinaryIO]:
+        with self._explained():
+            if commit:
+                _sync_directory(self.path)
+            with write_aside(self.path / name) as file:
+                yield file
+            if commit:
+                _sync_directory(self.path)
+
+    def delete(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._explained():
+            (self.path / name).unlink()
+
+    @contextmanager
+    def lock(self, *, wait: bool = True) -> Iterator[None]:
+        with self._explained():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if not wait:
+                    raise BlockingIOError(f"{self} is in use by another process") from None
+                _LOG.info("%s is being prepared by another process: waiting for it.", self)
+                lock.acquire()
+        try:
+            self._delete_abandoned()
+            yield
+        finally:
+            self._delete_abandoned()
+            lock.release()
+
+    def _delete_abandoned(self) -> None:
+        """Delete what killed processes left half done; never a file that somebody may still be writing to."""
+        for entry in os.scandir(self.path):
+            with suppress(OSError):  # gone already, or in use, where that forbids it: next time, then
+                if (aside := _ASIDE.fullmatch(entry.name)) and not _is_being_written(aside, entry.stat().st_mtime):
+                    os.unlink(entry)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:  # the sources have errors of their own, which name the file
+                raise
+            raise FileError(
+                f"{self} cannot be written: {error.strerror}. What was finished is kept: once that is mended, the "
+                f"same command resumes. {_OTHER_DIRECTORY}"
+            ) from None
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that replaces ``path`` after the block, or goes if there was an error."""
+    aside = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _sync_directory(path: Path) -> None:
+    """Let the names of the files in a directory reach the disk."""
+    if os.name == "posix":  # elsewhere a directory cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_being_written(aside: re.Match[str], changed: float) -> bool:
+    if aside["host"] in (None, _HOST) and os.name == "posix":
+        try:
+            os.kill(int(aside["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # of another user
+            pass
+    return time.time() < changed + _ABANDONED

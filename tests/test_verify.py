@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+from test_token_store import END, SHARDS, read_all, write_store
+
+from gpt2_lit.store.manifest import StoreError
+from gpt2_lit.store.token_store import open_store
+from gpt2_lit.store.verify import verify
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return write_store(tmp_path / "store", SHARDS)
+
+
+def test_every_byte_changed_and_every_cut_is_detected(tmp_path):
+    store = write_store(tmp_path / "store", SHARDS[:1])
+    for file in store.iterdir():
+        whole = file.read_bytes()
+        for place in range(len(whole)):
+            for damaged in (
+                whole[:place],
+                whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :],
+            ):
+                file.write_bytes(damaged)
+                with pytest.raises(StoreError, match=r"damaged|bytes, not|version|missing"):
+                    raise_damage(store)
+        file.write_bytes(whole + b"\n")
+        with pytest.raises(StoreError):
+            raise_damage(store)
+        file.write_bytes(whole)
+    raise_damage(store)
+    assert read_all(open_store(store)) == [1, 2, 3, END, 4]
+
+
+def raise_damage(store: Path) -> None:
+    """What a careful user does before reading."""
+    for damage in verify(store):
+        raise StoreError(str(damage))
+
+
+def test_a_missing_file_is_named_with_the_way_to_mend_it(store):
+    for file in sorted(store.iterdir()):
+        whole = file.read_bytes()
+        file.unlink()
+        with pytest.raises(StoreError) as caught:
+            raise_damage(store)
+        assert str(file) in str(caught.value)
+        assert "gpt2-lit prepare" in str(caught.value) or "mend it, prepare the store again" in str(caught.value)
+        if not file.name.startswith("shard-"):  # which is there for the one who prepares
+            with pytest.raises(StoreError):
+                open_store(store)
+        file.write_bytes(whole)
+    shard = store / f"tokens-{2:016x}.bin"
+    shard.unlink()
+    with pytest.raises(StoreError, match=rf"{shard} is missing. It was made from /texts/2.txt. To mend it, prepare"):
+        open_store(store)
+
+
+def test_a_damaged_file_is_named_with_what_it_was_made_from(store):
+    shard = store / f"tokens-{2:016x}.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    [damage] = verify(store)
+    assert damage.file == str(shard)
+    assert "CRC-32" in damage.problem
+    assert "It was made from /texts/2.txt. To mend it, delete it and prepare the store again" in str(damage)
+
+
+def test_verify_tells_how_far_it_is(store):
+    told = []
+    verify(store, told.append)
+    assert sum(told) == sum(file.stat().st_size for file in store.iterdir() if file.name != "manifest.json")
