@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, GPTDatasetV1, gpt2_tokenizer
+from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
+from gpt2_lit.data.windows import TokenWindows
 from gpt2_lit.monitor.monitor import (
     SAMPLE_TOKENS,
     expected_norms,
@@ -554,7 +555,7 @@ def test_spread_takes_evenly_spaced_numbers_with_both_ends(num_things, at_most):
 
 def test_of_a_large_corpus_a_bounded_part_is_counted_from_all_over_it():
     ids = np.arange(3_000_000) // 300_000  # ten equal parts
-    windows = GPTDatasetV1.from_token_ids(ids, context_size=32, stride=16)
+    windows = TokenWindows(ids, context_size=32, stride=16)
     assert sample(windows).input_ids.numel() == SAMPLE_TOKENS
     counts = token_counts(windows, vocab_size=12)
     assert counts.sum() == SAMPLE_TOKENS
