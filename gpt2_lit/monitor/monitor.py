@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from gpt2_lit.data.windows import Batch
 from gpt2_lit.embedding.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
+from gpt2_lit.lightning_private import logs_this_step
 from gpt2_lit.monitor.figures import heat_map, line_chart
 
 # Bounds of what is looked at, so that the cost does not grow with the corpus or the model.
@@ -107,7 +108,7 @@ class EmbeddingMonitor(Callback):
             self._picture(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._measuring = trainer._logger_connector.should_update_logs
+        self._measuring = logs_this_step(trainer)
         self._step_before = trainer.global_step
         self._of_batch: dict[str, Tensor] = {}
         self._of_tables: dict[str, Tensor] = {}
