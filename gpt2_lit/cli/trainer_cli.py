@@ -33,7 +33,8 @@ from gpt2_lit.cli.run import (
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import Batch
 from gpt2_lit.lightning_private import batches_trained
-from gpt2_lit.monitor.monitor import NORM_TAGS, EmbeddingMonitor, sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.monitor import NORM_TAGS, EmbeddingMonitor
 from gpt2_lit.monitor.stub import EmbeddingStub
 
 TRAINER_DEFAULTS = {
@@ -205,7 +206,7 @@ class RunReport(Callback):
         if math.isinf(self.best_val_loss) or not isinstance(data, GPTDataModule) or data.val_dataset is None:
             return ""
         unigram = unigram_perplexity(
-            token_counts(data.train_dataset, data.vocab_size), sample(data.val_dataset).target_ids
+            token_counts(data.train_dataset, data.vocab_size), sample(data.val_dataset).target_ids.numpy()
         )
         perplexity = f"{math.exp(self.best_val_loss):,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
         return f"{self.best_val_loss:.2f}, perplexity {perplexity}"
