@@ -17,11 +17,12 @@ from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text, source_name
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
 from gpt2_lit.text.readers import TextOptions, read_pieces
 from gpt2_lit.text.sources import Source, find_files
+from gpt2_lit.text.tokenizer import make_tokenizer
 from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
@@ -144,7 +145,7 @@ class GPTDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.document_ids = document_ids
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
         self.store: TokenStore | None = None
@@ -303,11 +304,11 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _cache(self) -> TokenCache:
-        words = None if self.tokenizer_name == "gpt2" else self.tokenizer
-        return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
+        tokenizer = make_tokenizer("gpt2" if self.tokenizer_name == "gpt2" else self.tokenizer)
+        return TokenCache(self.cache_dir, Recipe(self.text_options, tokenizer), self.token_dtype)
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
-        end_of_text = self._cache.recipe.end_of_text if self.document_ids else None
+        end_of_text = self._cache.recipe.tokenizer.end_of_text if self.document_ids else None
         return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
     def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
