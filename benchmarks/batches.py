@@ -20,7 +20,7 @@ from windows import TextbookDataset
 
 from gpt2_lit import GPTDataModule, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.text.bpe import token_array
+from gpt2_lit.text.tokenizer import token_array
 
 TEXT_CHARS = 4_000_000  # one shard, 1.9 million tokens
 STORE_CHARS = 100_000_000  # of the store with six shards, 48 million tokens

@@ -38,7 +38,8 @@ def gigatoken_alone(corpus: Path, out: Path) -> Callable[[], object]:
 
 def gpt2_lit(corpus: Path, out: Path, num_processes: int = 1) -> Callable[[], object]:
     from gpt2_lit.store.prepare import prepare
-    from gpt2_lit.text.bpe import gpt2_tokenizer, token_array
+    from gpt2_lit.text.bpe import gpt2_tokenizer
+    from gpt2_lit.text.tokenizer import token_array
 
     token_array(gpt2_tokenizer(), "The first call loads the tables.")
     return partial(prepare, corpus, out, num_processes=num_processes, show_progress=False)

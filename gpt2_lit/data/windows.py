@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from gpt2_lit.data.split import Range
 from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.bpe import Encoder, token_array
+from gpt2_lit.text.tokenizer import Encoder, token_array
 
 
 class Batch(NamedTuple):
