@@ -90,7 +90,7 @@ def hugging_face(corpus: Path, out: Path) -> Callable[[], object]:
     datasets.disable_progress_bars()
 
     def work() -> datasets.Dataset:
-        # The folder, not its files: with those each of thousands would be hashed.
+        # The directory, not its files: with those each of thousands would be hashed.
         dataset = datasets.load_dataset(
             "text", data_dir=str(corpus), sample_by="document", split="train", cache_dir=str(out) + ".cache"
         )
@@ -178,8 +178,8 @@ class Cost(NamedTuple):
 def work_on(way: str, corpus: str) -> None:
     """Do it, and print the seconds."""
     make_ready, arguments, _, _ = WAYS[way]
-    with tempfile.TemporaryDirectory() as folder:
-        work = make_ready(Path(corpus), Path(folder) / "tokens", *arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        work = make_ready(Path(corpus), Path(directory) / "tokens", *arguments)
         before = os.times()
         with contextlib.redirect_stdout(io.StringIO()):
             work()
@@ -199,8 +199,8 @@ def main() -> None:
         work_on(*sys.argv[1:])
         return
     installed = ["tiktoken", "gigatoken", *installed_competitors()]
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = {size: Path(folder) / str(size) for size in (LARGE, SMALL)}
+    with tempfile.TemporaryDirectory() as directory:
+        corpora = {size: Path(directory) / str(size) for size in (LARGE, SMALL)}
         megabytes = {size: write_corpus(corpus, size) for size, corpus in corpora.items()}
         measurements = {
             way: partial(cost, way, corpora[size]) for way, (_, _, size, module) in WAYS.items() if module in installed

@@ -1,6 +1,11 @@
 """What several test files need: the program as a process of its own, and the scalars that it logged."""
 
 import os
+
+# Before torch is imported, and for the programs that tests start: threads wait for each other longer than these small
+# models compute, most of all beside other programs.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -258,6 +258,7 @@ def test_a_checkpoint_of_a_model_made_in_python_is_plain_data(data, tmp_path):
     run.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     sizes = {"vocab_size": V, "embed_dim": D, "context_size": T, "dropout": 0.0, "init": "gpt2"}
+    sizes |= {"pad_vocab_to_multiple_of": 1}
     assert checkpoint["hyper_parameters"] == sizes
     assert dict(model.hparams) == sizes
 
