@@ -23,3 +23,4 @@ benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
 	python benchmarks/embedding.py
 	python benchmarks/step.py
 	python benchmarks/startup.py
+	python benchmarks/reading.py

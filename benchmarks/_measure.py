@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 def in_turns(measurements: Mapping[Name, Callable[[], Result]], repeats: int) -> dict[Name, list[Result]]:
     """The results of each measurement, ``repeats`` of it.
 
-    They take turns, so that a busy moment hits all alike, in another order each time, so that none always comes behind
-    one that leaves the caches full or empty.
+    They take turns, so a busy moment affects all of them, in a different order each time, so none always follows one
+    that leaves the caches full or empty.
     """
     results: dict[Name, list[Result]] = {name: [] for name in measurements}
     order = list(measurements)
@@ -113,8 +113,8 @@ def stdlib_text(num_chars: int) -> str:
 
     Only files in plain ASCII, so that a character is a byte, on disk and in memory.
     """
-    folder = Path(sysconfig.get_path("stdlib"))
-    files = sorted(file for file in folder.rglob("*.py") if "site-packages" not in file.parts)
+    directory = Path(sysconfig.get_path("stdlib"))
+    files = sorted(file for file in directory.rglob("*.py") if "site-packages" not in file.parts)
     text = ""
     for file in cycle(files):
         source = file.read_bytes()
@@ -123,10 +123,10 @@ def stdlib_text(num_chars: int) -> str:
             text += source[: num_chars - len(text)].decode("ascii")
         if len(text) == num_chars:
             return text
-    raise FileNotFoundError(f"there are no .py files in {folder}.")
+    raise FileNotFoundError(f"there are no .py files in {directory}.")
 
 
-def write_corpus(folder: Path, num_bytes: int) -> float:
+def write_corpus(directory: Path, num_bytes: int) -> float:
     """Write a corpus of real documents: Python sources, of the standard library and then of the installed packages.
 
     Each is a text file of its own, and no two are the same.
@@ -135,13 +135,13 @@ def write_corpus(folder: Path, num_bytes: int) -> float:
         Its size in MB: a little more than was asked for, or less where there are not so many sources.
     """
     places = [sysconfig.get_path("stdlib"), *(place for place in sys.path if place.endswith("site-packages"))]
-    folder.mkdir()
+    directory.mkdir()
     written, seen = 0, set()
     for file in (file for place in places for file in sorted(Path(place).rglob("*.py"))):
         source = file.read_bytes()
         if hash(source) not in seen and is_utf8(source):
             seen.add(hash(source))
-            (folder / f"{len(seen):06}.txt").write_bytes(source)
+            (directory / f"{len(seen):06}.txt").write_bytes(source)
             written += len(source)
             if written >= num_bytes:
                 break

@@ -20,7 +20,7 @@ from windows import TextbookDataset
 
 from gpt2_lit import GPTDataModule, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.text.bpe import token_array
+from gpt2_lit.text.tokenizer import token_array
 
 TEXT_CHARS = 4_000_000  # one shard, 1.9 million tokens
 STORE_CHARS = 100_000_000  # of the store with six shards, 48 million tokens
@@ -81,12 +81,12 @@ def over_store(store: Path, batch_size: int, context_size: int) -> DataLoader:
     return data.train_dataloader()
 
 
-def litdata(token_ids: np.ndarray, folder: Path, batch_size: int, context_size: int) -> Iterable:
+def litdata(token_ids: np.ndarray, directory: Path, batch_size: int, context_size: int) -> Iterable:
     """Its TokensLoader over one chunk, as its documentation has it."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
     from litdata.streaming.cache import Cache
 
-    chunks = folder / "litdata"
+    chunks = directory / "litdata"
     if not chunks.exists():
         cache = Cache(str(chunks), chunk_bytes="64MB", item_loader=TokensLoader())
         cache[0] = torch.from_numpy(token_ids.astype(np.int64))
@@ -98,11 +98,11 @@ def litdata(token_ids: np.ndarray, folder: Path, batch_size: int, context_size: 
     return InputsAndTargets(StreamingDataLoader(windows, batch_size=batch_size, drop_last=True))
 
 
-def streaming(token_ids: np.ndarray, folder: Path, batch_size: int, context_size: int) -> Iterable:
+def streaming(token_ids: np.ndarray, directory: Path, batch_size: int, context_size: int) -> Iterable:
     """MosaicML's: a sample for each window."""
     from streaming import MDSWriter, StreamingDataset
 
-    samples = str(folder / f"streaming-{batch_size}-{context_size}")
+    samples = str(directory / f"streaming-{batch_size}-{context_size}")
     length = context_size + 1
     with MDSWriter(out=samples, columns={"tokens": f"ndarray:uint16:{length}"}) as writer:
         for start in range(0, len(token_ids) - length, context_size):
@@ -113,7 +113,7 @@ def streaming(token_ids: np.ndarray, folder: Path, batch_size: int, context_size
     )
 
 
-def datasets(token_ids: np.ndarray, folder: Path, batch_size: int, context_size: int) -> Iterable:
+def datasets(token_ids: np.ndarray, directory: Path, batch_size: int, context_size: int) -> Iterable:
     """Hugging Face's: a row for each window."""
     from datasets import Dataset
 
@@ -125,19 +125,19 @@ def datasets(token_ids: np.ndarray, folder: Path, batch_size: int, context_size:
     )
 
 
-def loaders(folder: Path, installed: list[str], batch_size: int, context_size: int) -> dict[str, Iterable]:
+def loaders(directory: Path, installed: list[str], batch_size: int, context_size: int) -> dict[str, Iterable]:
     """The ways to the same batches, by name."""
     shape = batch_size, context_size
-    text, tokenizer = (folder / "small.txt").read_text(encoding="ascii"), gpt2_tokenizer()
+    text, tokenizer = (directory / "small.txt").read_text(encoding="ascii"), gpt2_tokenizer()
     textbook = TextbookDataset(text, tokenizer, context_size, stride=context_size)
-    token_ids = np.memmap(folder / "small.bin", dtype=np.uint16, mode="r")
+    token_ids = np.memmap(directory / "small.bin", dtype=np.uint16, mode="r")
     return {
-        "GPTDataModule": over_store(folder / "small", *shape),
-        "GPTDataModule, 6 shards": over_store(folder / "large", *shape),
+        "GPTDataModule": over_store(directory / "small", *shape),
+        "GPTDataModule, 6 shards": over_store(directory / "large", *shape),
         "dataloader_v1": dataloader_v1(text, *shape, stride=context_size, shuffle=True),
         "textbook": DataLoader(textbook, batch_size, shuffle=True, drop_last=True),
         "nanoGPT": RandomStarts(token_ids, *shape),
-        **{name: globals()[name](np.asarray(token_ids), folder, *shape) for name in installed},
+        **{name: globals()[name](np.asarray(token_ids), directory, *shape) for name in installed},
         "copy of a batch": Copies(*shape),
     }
 
@@ -160,12 +160,12 @@ def batches_per_second(loader: Iterable) -> float:
     return num_batches / seconds
 
 
-def make_stores(folder: Path) -> None:
+def make_stores(directory: Path) -> None:
     for name, num_chars in (("small", TEXT_CHARS), ("large", STORE_CHARS)):
-        file = folder / f"{name}.txt"
+        file = directory / f"{name}.txt"
         file.write_text(stdlib_text(num_chars), encoding="ascii")
-        prepare(file, folder / name, show_progress=False)
-    token_array(gpt2_tokenizer(), (folder / "small.txt").read_text(encoding="ascii")).tofile(folder / "small.bin")
+        prepare(file, directory / name, show_progress=False)
+    token_array(gpt2_tokenizer(), (directory / "small.txt").read_text(encoding="ascii")).tofile(directory / "small.bin")
 
 
 def main() -> None:
@@ -173,11 +173,12 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_stores(folder)
+        directory = Path(name)
+        make_stores(directory)
         for shape in SHAPES:
             measurements = {
-                name: partial(batches_per_second, loader) for name, loader in loaders(folder, installed, *shape).items()
+                name: partial(batches_per_second, loader)
+                for name, loader in loaders(directory, installed, *shape).items()
             }
             speeds = {name: median(repeats) for name, repeats in in_turns(measurements, REPEATS).items()}
             for name, speed in speeds.items():

@@ -26,8 +26,8 @@ REPEATS = 25
 HEADS = ((256, 64, 9), (1024, 768, 2), (8192, 768, 1))
 CHUNKED_AT_MOST = 256  # tokens that F.linear_cross_entropy gets in chunks: at 1,024 x 768 it takes 11 s and more
 
-# Whether glibc hands the memory of a gradient back, and must fetch it anew page by page at the next step, hangs on its
-# size and on what happens to lie behind it. With these settings it keeps all; without them, most of a step is that.
+# glibc may return the memory of a gradient to the system and fetch it again, page by page, at the next step: it depends
+# on the size and on what lies next to it. With these settings it keeps all; without them, this is most of a step.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 

@@ -16,7 +16,8 @@ from _measure import in_fresh_process, in_turns, print_table, print_versions, st
 
 from gpt2_lit import gpt2_tokenizer
 from gpt2_lit.text import bpe
-from gpt2_lit.text.bpe import RANKS_FILE, token_array
+from gpt2_lit.text.bpe import RANKS_FILE
+from gpt2_lit.text.tokenizer import token_array
 
 TEXT_CHARS = 30_000_000
 PIECE_CHARS = 1 << 16

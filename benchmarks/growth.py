@@ -33,7 +33,7 @@ def prepare(corpus: str, cache: str) -> list[float]:
 def start(source: str, cache: str) -> list[float]:
     """Seconds to see that a text has not changed and open its store, to open that alone, and then to the first batch.
 
-    And to go on in the middle of a later epoch.
+    And to resume in the middle of a later epoch.
     """
     from gpt2_lit import GPTDataModule
     from gpt2_lit.data.order import Position, WindowSampler
@@ -61,7 +61,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def watch(step: Callable, source: Path, cache: Path) -> list[float]:
-    """The seconds of a step, in a process of its own, and behind them the megabytes."""
+    """The seconds of a step in a process of its own, and then the megabytes."""
     run = run_and_watch([__file__, step.__name__, str(source), str(cache)])
     return [*map(float, run.output.split()), run.megabytes]
 
@@ -72,18 +72,18 @@ def main() -> None:
         return
     measurements, names = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
         for size in SIZES:
-            corpus = folder / f"corpus-{size}"
+            corpus = directory / f"corpus-{size}"
             names[corpus] = f"{write_corpus(corpus, size):.0f} MB in {len(list(corpus.iterdir())):,} files"
-            watch(start, corpus, folder / "cache")  # which encodes it
-            measurements["prepare", corpus] = partial(watch, prepare, corpus, folder)
-            measurements["start", corpus] = partial(watch, start, corpus, folder / "cache")
-        ids = folder / "sparse.bin"
+            watch(start, corpus, directory / "cache")  # which encodes it
+            measurements["prepare", corpus] = partial(watch, prepare, corpus, directory)
+            measurements["start", corpus] = partial(watch, start, corpus, directory / "cache")
+        ids = directory / "sparse.bin"
         names[ids] = f"{SPARSE_TOKENS:.0e} tokens in a .bin"
         with open(ids, "wb") as file:
             os.truncate(file.fileno(), 2 * SPARSE_TOKENS)
-        measurements["start", ids] = partial(watch, start, ids, folder / "cache")
+        measurements["start", ids] = partial(watch, start, ids, directory / "cache")
         results = {
             step: [median(values) for values in zip(*repeats, strict=True)]
             for step, repeats in in_turns(measurements, REPEATS).items()
@@ -108,7 +108,7 @@ def main() -> None:
         "open the text again, ms",
         "open the store, ms",
         "first batch, ms",
-        "go on in epoch 5, ms",
+        "resume in epoch 5, ms",
         "peak memory, MB",
     ]
     print_table(header, rows, num_names=1)

@@ -38,7 +38,8 @@ def gigatoken_alone(corpus: Path, out: Path) -> Callable[[], object]:
 
 def gpt2_lit(corpus: Path, out: Path, num_processes: int = 1) -> Callable[[], object]:
     from gpt2_lit.store.prepare import prepare
-    from gpt2_lit.text.bpe import gpt2_tokenizer, token_array
+    from gpt2_lit.text.bpe import gpt2_tokenizer
+    from gpt2_lit.text.tokenizer import token_array
 
     token_array(gpt2_tokenizer(), "The first call loads the tables.")
     return partial(prepare, corpus, out, num_processes=num_processes, show_progress=False)
@@ -89,7 +90,7 @@ def hugging_face(corpus: Path, out: Path) -> Callable[[], object]:
     datasets.disable_progress_bars()
 
     def work() -> datasets.Dataset:
-        # The folder, not its files: with those each of thousands would be hashed.
+        # The directory, not its files: with those each of thousands would be hashed.
         dataset = datasets.load_dataset(
             "text", data_dir=str(corpus), sample_by="document", split="train", cache_dir=str(out) + ".cache"
         )
@@ -177,8 +178,8 @@ class Cost(NamedTuple):
 def work_on(way: str, corpus: str) -> None:
     """Do it, and print the seconds."""
     make_ready, arguments, _, _ = WAYS[way]
-    with tempfile.TemporaryDirectory() as folder:
-        work = make_ready(Path(corpus), Path(folder) / "tokens", *arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        work = make_ready(Path(corpus), Path(directory) / "tokens", *arguments)
         before = os.times()
         with contextlib.redirect_stdout(io.StringIO()):
             work()
@@ -198,8 +199,8 @@ def main() -> None:
         work_on(*sys.argv[1:])
         return
     installed = ["tiktoken", "gigatoken", *installed_competitors()]
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = {size: Path(folder) / str(size) for size in (LARGE, SMALL)}
+    with tempfile.TemporaryDirectory() as directory:
+        corpora = {size: Path(directory) / str(size) for size in (LARGE, SMALL)}
         megabytes = {size: write_corpus(corpus, size) for size, corpus in corpora.items()}
         measurements = {
             way: partial(cost, way, corpora[size]) for way, (_, _, size, module) in WAYS.items() if module in installed

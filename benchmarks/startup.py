@@ -28,10 +28,10 @@ REPEATS = 3
 
 
 def wall_seconds(arguments: list[str]) -> float:
-    """How long a Python process takes that starts in an empty folder."""
-    with tempfile.TemporaryDirectory() as folder:
+    """How long a Python process takes that starts in an empty directory."""
+    with tempfile.TemporaryDirectory() as directory:
         begun = time.perf_counter()
-        process = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, text=True)
         seconds = time.perf_counter() - begun
     if process.returncode:
         sys.exit(f"{arguments} failed:\n{process.stderr}")

@@ -56,14 +56,14 @@ def by_hand() -> dict[str, float]:
         done("embedding: forward")
         hidden = vectors.detach().requires_grad_()
         embedding.next_token_loss(hidden, target_ids).backward()
-        done("head: scores, loss, and back")
+        done("head: logits, loss, and back")
         assert isinstance(hidden.grad, Tensor)
         vectors.backward(hidden.grad)
         done("embedding: backward")
         optimizer.step()
         done("optimizer: AdamW, fused")
         optimizer.zero_grad()
-        done("optimizer: gradients let go")
+        done("optimizer: gradients freed")
     return {part: median(ms) for part, ms in parts.items()}
 
 
@@ -80,10 +80,10 @@ class Clock(Callback):
 def by_trainer(log_every_n_steps: int) -> float:
     """Milliseconds of a step within Trainer.fit: the mean, because not every step logs."""
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             accelerator="cpu",
-            logger=TensorBoardLogger(folder, default_hp_metric=False),
+            logger=TensorBoardLogger(directory, default_hp_metric=False),
             callbacks=[clock],
             max_steps=NUM_STEPS + 1,
             limit_val_batches=0,

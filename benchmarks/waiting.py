@@ -21,12 +21,12 @@ def shares(num_workers: int) -> list[float]:
     """throughput/data_wait_fraction of each step that the default run logs."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         arguments = [TRAIN_STUB, "fit", f"--data.num_workers={num_workers}"]
-        process = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, text=True)
         if process.returncode:
             sys.exit(f"{arguments} failed:\n{process.stderr}")
-        (events,) = Path(folder).rglob("events.out.tfevents.*")
+        (events,) = Path(directory).rglob("events.out.tfevents.*")
         run = EventAccumulator(str(events))
         run.Reload()
         return [step.value for step in run.Scalars("throughput/data_wait_fraction")]

@@ -35,12 +35,19 @@ WALK = """
 
 
 @contextmanager
-def serve(log_folder: Path) -> Iterator[str]:
-    """A tensorboard server over a log folder: its address, once it has read the runs."""
+def serve(log_directory: Path) -> Iterator[str]:
+    """A tensorboard server over a log directory: its address, once it has read the runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={log_folder}", "--host=127.0.0.1", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        f"--logdir={log_directory}",
+        "--host=127.0.0.1",
+        f"--port={port}",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -162,11 +169,11 @@ ATTENTION = [
 @contextmanager
 def run(*options: str) -> Iterator[str]:
     """The address of a tensorboard server over a new run."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         path = os.pathsep.join([str(PROJECT), str(PROJECT / "docs")])
         program = [sys.executable, str(PROJECT / "train_stub.py"), "fit", *options]
-        subprocess.run(program, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": path})
-        with serve(Path(folder) / "logs") as url:
+        subprocess.run(program, cwd=directory, check=True, env={**os.environ, "PYTHONPATH": path})
+        with serve(Path(directory) / "logs") as url:
             yield url
 
 

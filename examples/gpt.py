@@ -1,17 +1,17 @@
-"""vectors -> vectors -> scores: GPT-2's blocks, and the whole model with an EmbeddingModule in front.
+"""vectors -> vectors -> logits: GPT-2's blocks, and the whole model with an EmbeddingModule.
 
     vectors (B, T, D)
      |   num_layers times:
-     |     vectors + attention(norm(vectors))    each place gathers from those before it
-     |     vectors + mlp(norm(vectors))          each place works on what it has
+     |     vectors + attention(norm(vectors))    each position gathers from those before it
+     |     vectors + mlp(norm(vectors))          each position works on what it has
      |   norm
      v
     hidden (B, T, D)
-     |   compared with each row of the token table
+     |   product with each row of the token table
      v
-    scores (B, T, V)
+    logits (B, T, V)
 
-The letters are those of gpt2_lit; besides, H is the number of heads.
+The letters are those of gpt2_lit; H is the number of heads.
 """
 
 import math
@@ -27,12 +27,12 @@ INIT_STD = 0.02
 
 
 class CausalSelfAttention(nn.Module):
-    """Each place gathers from itself and the places before it; none can look ahead.
+    """Each position gathers from itself and the positions before it; none can look ahead.
 
     Args:
         embed_dim: Length of a vector, D.
-        num_heads: How many questions each place asks at once, H, each with D / H of its numbers.
-        dropout: Share of the looks back that are left out in training.
+        num_heads: Number of heads, H; each works on D / H of the numbers.
+        dropout: Share of the attention weights set to zero in training.
 
     Raises:
         ValueError: If ``embed_dim`` is no multiple of ``num_heads``.
@@ -48,7 +48,7 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        # One product makes all three; then the heads stand beside the batch, where they do not see each other.
+        # One product makes all three; then the heads are a dimension beside the batch, and do not see each other.
         heads = self.query_key_value(vectors).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D / H)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         gathered = F.scaled_dot_product_attention(
@@ -58,7 +58,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each place works alone on its vector, in four times the room."""
+    """Each position works alone on its vector, in a hidden layer of four times its width."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to what it was given.
+    """Attention, then MLP, each added to its input.
 
-    The norms stand within the branches ("pre-norm"), so that the sum runs through the whole model untouched, and the
-    gradient runs back along it.
+    The norms are inside the branches ("pre-norm"): the sum runs through the whole model unchanged, and the gradient
+    runs back along it.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
@@ -92,16 +92,16 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """All blocks of GPT-2 and the norm behind them: a backbone for EmbeddingStub.
+    """All blocks of GPT-2 and the final norm: a backbone for EmbeddingStub.
 
     Args:
-        embed_dim: Length of a vector, D; the embed_dim of the embedding in front.
+        embed_dim: Length of a vector, D; that of the embedding.
         num_layers: Number of blocks.
-        num_heads: Heads of the attention in each block; embed_dim is a multiple of it.
+        num_heads: Attention heads in each block; embed_dim must be a multiple of it.
         dropout: Share of the numbers set to zero in training, from 0 to below 1. GPT-2 was trained with 0.1.
 
     Raises:
-        ValueError: If ``embed_dim`` is no multiple of ``num_heads``, or not that of the vectors.
+        ValueError: If ``embed_dim`` is not a multiple of ``num_heads``, or not that of the vectors.
 
     Example:
         >>> import torch
@@ -118,9 +118,9 @@ class Blocks(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fill the matrices with new random numbers as small as GPT-2's; biases start at zero."""
-        # Source: Radford et al. 2019, section 2.3: each block adds two branches to the sum, so that the last matrix of
-        # each branch starts smaller, by the square root of their number. The sum then has the size of one branch.
+        """Initialise the matrices as in GPT-2; biases start at zero."""
+        # Source: Radford et al. 2019, section 2.3: each block adds two branches to the sum, so the last matrix of each
+        # branch starts smaller, by the square root of their number. The sum then has the size of one branch.
         branch_std = INIT_STD / math.sqrt(2 * len(self.blocks))
         for name, parameter in self.blocks.named_parameters():
             if name.endswith("bias"):
@@ -138,11 +138,10 @@ class Blocks(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model in one piece: embedding, blocks, and a score for each token that could come next.
+    """The whole model: embedding, blocks, and a logit for each token that could come next.
 
     Args:
-        embedding: Turns ids into vectors; its token table is the head, too ("tied": what a token is like and what
-            place it fits into are said by one vector).
+        embedding: Turns ids into vectors; its token table is also the head ("tied").
         blocks: Any module that maps (B, T, D) to (B, T, D).
 
     Example:
@@ -162,6 +161,6 @@ class GPT(nn.Module):
         return self.embedding.logits(hidden)
 
 
-def next_token_loss(scores: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """The mean cross-entropy of the next token, in nats: 0 where the model is sure and right."""
-    return F.cross_entropy(scores.flatten(0, 1), target_ids.flatten())
+def next_token_loss(logits: Float[Tensor, "B T V"], target_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the next token, in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), target_ids.flatten())

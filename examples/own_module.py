@@ -1,4 +1,4 @@
-"""batches -> a trained GPT: a LightningModule of one's own around the EmbeddingModule, with the same DataModule.
+"""batches -> a trained GPT: your own LightningModule around the EmbeddingModule, with the same DataModule.
 
 python -m examples.own_module
 """
@@ -17,15 +17,15 @@ from gpt2_lit.data.windows import Batch
 
 
 class LitGPT(LightningModule):
-    """A GPT that warms up: the learning rate grows from nothing to its full size in the first steps.
+    """A GPT with a warmup: the learning rate grows from 0 to its full size in the first steps.
 
     Args:
         vocab_size: Number of token ids, V.
         context_size: The longest sequence, in tokens.
         embed_dim: Length of a vector, D.
         num_layers: Number of blocks.
-        num_heads: Heads of the attention in each block.
-        learning_rate: About how far each number moves in a step.
+        num_heads: Attention heads in each block.
+        learning_rate: About how far each parameter moves in a step.
         warmup_steps: Steps until the learning rate has its full size.
     """
 

@@ -14,16 +14,16 @@ from gpt2_lit import EmbeddingModule, GPTDataModule
 
 
 def train(gpt: GPT, data: GPTDataModule, num_epochs: int, learning_rate: float = 2e-3) -> Iterator[float]:
-    """Train a model, and give the mean loss of each epoch, in nats, when it is over.
+    """Train a model, and yield the mean loss of each epoch, in nats.
 
     Args:
         gpt: The model.
         data: Its text; it is set up here.
-        num_epochs: How often to go through the windows of the text.
-        learning_rate: About how far each number moves in a step.
+        num_epochs: Passes over the windows of the text.
+        learning_rate: About how far each parameter moves in a step.
     """
     data.setup("fit")
-    # Made once: each pass over it is the next epoch, in another order. A new loader would begin at the first again.
+    # Made once: each pass over it is the next epoch, in a different order. A new loader would begin with the first.
     loader = data.train_dataloader()
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     gpt.train()
@@ -33,7 +33,7 @@ def train(gpt: GPT, data: GPTDataModule, num_epochs: int, learning_rate: float =
             loss = next_token_loss(gpt(input_ids), target_ids)
             optimizer.zero_grad()
             loss.backward()
-            # One batch with a large gradient would throw the model back to where it knows only how frequent words are.
+            # One batch with a large gradient would throw the model back to knowing only how frequent words are.
             nn.utils.clip_grad_norm_(gpt.parameters(), max_norm=1.0)
             optimizer.step()
             losses.append(loss.detach())

@@ -1,4 +1,4 @@
-"""prompt -> text: a trained model goes on with what it is given, one token at a time.
+"""prompt -> text: a trained model continues a prompt, one token at a time.
 
 python -m examples.sample "The Rain Book" --temperature 0.8 --top_k 50
 """
@@ -24,22 +24,22 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Int64[Tensor, "B _"]:
-    """Append ``num_tokens`` tokens to each sequence, each drawn by the scores that the model gives it.
+    """Append ``num_tokens`` tokens to each sequence, each drawn from the model's logits.
 
     Args:
-        model: Maps ids (B, T) to scores (B, T, V): an EmbeddingStub, or a GPT.
-        input_ids: What the text begins with, at least one token; shape (B, T).
+        model: Maps ids (B, T) to logits (B, T, V): an EmbeddingStub, or a GPT.
+        input_ids: The prompt, at least one token; shape (B, T).
         num_tokens: How many tokens to append.
-        context_size: The longest sequence that the model takes; of a longer text it is shown the end.
-        temperature: What the scores are divided by: below 1 likely tokens become likelier, above 1 less so. 0 takes
-            the likeliest each time. ``torch.manual_seed`` decides the draws.
-        top_k: Draw among this many of the likeliest tokens. None is all.
+        context_size: The longest sequence that the model takes; it sees the end of a longer text.
+        temperature: Divides the logits: below 1 likely tokens become more likely, above 1 less. 0 always takes the most
+            likely one. ``torch.manual_seed`` decides the draws.
+        top_k: Draw from this many of the most likely tokens. None is all.
 
     Returns:
-        The sequences with what was appended; shape (B, T + num_tokens).
+        The sequences with the new tokens; shape (B, T + num_tokens).
 
     Raises:
-        ValueError: If there is no token to begin with, ``temperature`` is negative or ``top_k`` below 1.
+        ValueError: If the prompt has no token, ``temperature`` is negative or ``top_k`` below 1.
     """
     if not input_ids.shape[-1]:
         raise ValueError("a text needs at least one token to begin with. Give a longer prompt.")
@@ -50,21 +50,21 @@ def generate(
     was_training = model.training
     model.eval()  # without dropout
     for _ in range(num_tokens):
-        scores = model(input_ids[:, -context_size:])[:, -1]  # (B, V): only the last place says something new
+        logits = model(input_ids[:, -context_size:])[:, -1]  # (B, V): only the last position is new
         if temperature == 0:
-            next_ids = scores.argmax(-1, keepdim=True)
+            next_ids = logits.argmax(-1, keepdim=True)
         else:
             if top_k is not None:
-                lowest_kept = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
-                scores = scores.masked_fill(scores < lowest_kept, -torch.inf)
-            next_ids = torch.multinomial((scores / temperature).softmax(-1), num_samples=1)
+                lowest_kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
+            next_ids = torch.multinomial((logits / temperature).softmax(-1), num_samples=1)
         input_ids = torch.cat([input_ids, next_ids], dim=-1)
     model.train(was_training)
     return input_ids
 
 
 def continue_text(model: nn.Module, data: GPTDataModule, prompt: str, num_tokens: int, **how: Any) -> str:
-    """The prompt and what a model that was trained on ``data`` makes of it; ``how`` as in :func:`generate`."""
+    """A prompt, continued by a model that was trained on ``data``; ``how`` as in :func:`generate`."""
     input_ids = torch.tensor([data.tokenizer.encode(prompt)], dtype=torch.int64)
     output_ids = generate(model, input_ids, num_tokens, data.context_size, **how)
     return data.tokenizer.decode(output_ids[0].tolist())
@@ -78,23 +78,23 @@ def main(
     top_k: int | None = None,
     seed: int = 42,
 ) -> None:
-    """Print a prompt, and what a model that ``train_stub.py fit`` has trained makes of it.
+    """Print a prompt, continued by a model that ``train_stub.py fit`` has trained.
 
     Args:
-        prompt: What the text begins with.
-        checkpoint: A .ckpt file in the folder of its run, or last or best for that of the newest run in logs/.
+        prompt: The beginning of the text.
+        checkpoint: A .ckpt file in the directory of its run, or last or best: that of the newest run in logs/.
         num_tokens: How many tokens to append.
-        temperature: Below 1 likely tokens become likelier, above 1 less so; 0 takes the likeliest each time.
-        top_k: Draw among this many of the likeliest tokens. None is all.
+        temperature: Below 1 likely tokens become more likely, above 1 less; 0 always takes the most likely one.
+        top_k: Draw from this many of the most likely tokens. None is all.
         seed: Decides the draws.
     """
     path = find_checkpoint(checkpoint)
-    folder = run_folder(path)
-    if folder is None:
-        raise FileNotFoundError(f"{path} does not lie in the folder of its run, whose config.yaml names the tokenizer.")
+    directory = run_folder(path)
+    if directory is None:
+        raise FileNotFoundError(f"{path} is not in the directory of its run, whose config.yaml names the tokenizer.")
     model = EmbeddingStub.load_from_checkpoint(path, map_location="cpu")
-    # The tokenizer is that of the run's data; with words it is made of the same text again.
-    data = GPTDataModule(**yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    # The tokenizer is that of the run's data; words is built from the same text again.
+    data = GPTDataModule(**yaml.safe_load((directory / "config.yaml").read_text())["data"])
     torch.manual_seed(seed)
     print(continue_text(model, data, prompt, num_tokens, temperature=temperature, top_k=top_k))
 

@@ -3,6 +3,8 @@
 Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the package; tests would notice a change.
 """
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 
 
@@ -13,6 +15,14 @@ def batches_trained(trainer: Trainer) -> int:
     accumulated into one, and a model may have several optimizers. A documented count of batches would do.
     """
     return vars(trainer.fit_loop.epoch_loop.batch_progress.total)["processed"]
+
+
+def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Lightning's counters of the current epoch's batches, in a checkpoint: what is changed here is restored.
+
+    How a checkpoint holds them is not documented. A loader that tells at which of its batches it begins would do.
+    """
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
 
 
 def logs_this_step(trainer: Trainer) -> bool:

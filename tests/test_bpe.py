@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gpt2_lit import SimpleTokenizerV1, SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit import gpt2_tokenizer
 from gpt2_lit.text import bpe
-from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, RANKS_FILE, token_array, tokenizer_hash
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, RANKS_FILE
 from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.tokenizer import token_array
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -223,12 +224,12 @@ def test_gigatoken_is_loaded_anew_before_it_has_met_too_many_words(monkeypatch):
 def test_another_version_of_gigatoken_is_left_unused_and_says_so(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", {"gigatoken": "0.11.2"}.__getitem__)
     with pytest.warns(UserWarning, match=r"gigatoken 0\.11\.2 is not used, because gpt2_lit was tested with 0\.10\.x"):
-        assert bpe._gigatoken.__wrapped__() is None
+        assert bpe.uses_gigatoken.__wrapped__() is False
 
 
 def test_where_gigatoken_is_absent_nothing_is_said(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    assert bpe._gigatoken.__wrapped__() is None
+    assert bpe.uses_gigatoken.__wrapped__() is False
 
 
 @given(TEXTS, st.integers(min_value=1, max_value=20))
@@ -256,93 +257,14 @@ def test_end_of_text_in_a_text_stays_text(library):
     assert gpt2_tokenizer().decode(ids) == "one<|endoftext|>two"
 
 
-def test_an_encoding_is_gpt2s_by_what_it_does_and_not_by_its_name():
+def test_an_encodingis_gpt2s_by_what_it_does_and_not_by_its_name():
     copy = pickle.loads(pickle.dumps(gpt2_tokenizer()))
     assert copy is not gpt2_tokenizer()
-    assert bpe._is_gpt2(copy)
+    assert bpe.is_gpt2(copy)
     bytewise = tiktoken.Encoding(
         "gpt2", pat_str=r"(?s).+", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={"<s>": 70_000}
     )
     assert token_array(bytewise, "a <s>").tolist() == [97, 32, 60, 115, 62]
-
-
-def test_a_hash_is_the_same_for_an_equal_tokenizer_in_another_process():
-    code = """
-from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
-from gpt2_lit.text.bpe import tokenizer_hash
-print(tokenizer_hash(gpt2_tokenizer()), tokenizer_hash(SimpleTokenizerV2({"<unk>": 1, "caf\u00e9": 0})))
-"""
-    environment = {**os.environ, "PYTHONHASHSEED": "12"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    words = SimpleTokenizerV2({"caf\u00e9": 0, "<unk>": 1})
-    assert done.stdout.split() == [tokenizer_hash(gpt2_tokenizer()), tokenizer_hash(words)]
-    # A copy does not know that its table is the one that was checked.
-    assert tokenizer_hash(pickle.loads(pickle.dumps(gpt2_tokenizer()))) == tokenizer_hash(gpt2_tokenizer())
-
-
-def test_tokenizers_that_do_other_things_have_other_hashes():
-    def encoding(pat_str=r"\w+|\W", swapped=False, special_tokens=()):
-        ranks = {bytes([byte]): byte for byte in range(256)}
-        if swapped:
-            ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
-        return tiktoken.Encoding(
-            "any", pat_str=pat_str, mergeable_ranks=ranks, special_tokens={word: 256 for word in special_tokens}
-        )
-
-    tokenizers = [
-        gpt2_tokenizer(),
-        encoding(),
-        encoding(pat_str=r"\w+|\W+"),
-        encoding(swapped=True),
-        encoding(special_tokens=["<s>"]),
-        encoding(special_tokens=["</s>"]),
-        SimpleTokenizerV1({"a": 0, "<unk>": 1}),
-        SimpleTokenizerV2({"a": 0, "<unk>": 1}),
-        SimpleTokenizerV2({"a": 1, "<unk>": 0}),
-        SimpleTokenizerV2({"b": 0, "<unk>": 1}),
-    ]
-    assert len({tokenizer_hash(tokenizer) for tokenizer in tokenizers}) == len(tokenizers)
-    assert tokenizer_hash(encoding()) == tokenizer_hash(encoding())
-
-
-def test_a_tokenizer_of_another_class_has_no_hash():
-    class Lower(SimpleTokenizerV1):
-        def encode(self, text):
-            return super().encode(text.lower())
-
-    for tokenizer in [Lower({"a": 0}), LetterTokenizer(a=0)]:
-        with pytest.raises(ValueError, match=r"tokenizer_hash knows .*, got a .*(Lower|LetterTokenizer)"):
-            tokenizer_hash(tokenizer)
-
-
-class LetterTokenizer:
-    """The id of a letter is given."""
-
-    def __init__(self, **id_of: int) -> None:
-        self.id_of = id_of
-
-    def encode(self, text: str) -> list[int]:
-        return [self.id_of[letter] for letter in text]
-
-
-@pytest.mark.parametrize(
-    ("text", "ids", "dtype"),
-    [
-        ("", [], np.uint16),
-        ("ab", [0, 65_535], np.uint16),
-        ("abc", [0, 65_535, 65_536], np.uint32),
-        ("ad", [0, 4_294_967_295], np.uint32),
-    ],
-)
-def test_an_id_takes_two_bytes_where_all_ids_fit_and_four_elsewhere(text, ids, dtype):
-    array = token_array(LetterTokenizer(a=0, b=65_535, c=65_536, d=4_294_967_295), text)
-    assert array.tolist() == ids
-    assert array.dtype == dtype
-
-
-def test_a_negative_id_is_refused():
-    with pytest.raises(ValueError, match="must be 0 or more, and the tokenizer gave -1"):
-        token_array(LetterTokenizer(a=5, b=-1), "aba")
 
 
 @pytest.mark.skipif(not (DATA / "Peter_Rabbit.txt").exists(), reason="the text is not committed")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_lit import GPTDatasetV1, gpt2_tokenizer
+from gpt2_lit import gpt2_tokenizer
+from gpt2_lit.data.windows import TokenWindows
 from gpt2_lit.monitor.counts import (
     PIECE_TOKENS,
     SAMPLE_TOKENS,
@@ -36,7 +37,7 @@ def test_spread_takes_evenly_spaced_numbers_with_both_ends(num_things, at_most):
 
 def test_of_a_large_corpus_a_bounded_part_is_counted_from_all_over_it():
     ids = np.arange(3_000_000) // 300_000  # ten equal parts
-    windows = GPTDatasetV1.from_token_ids(ids, context_size=32, stride=16)
+    windows = TokenWindows(ids, context_size=32, stride=16)
     assert sample(windows).input_ids.numel() == SAMPLE_TOKENS
     counts = token_counts(windows, vocab_size=12)
     assert counts.sum() == SAMPLE_TOKENS
@@ -54,7 +55,7 @@ def test_the_unigram_perplexity_is_that_of_add_one_shares(train, val):
 
 def test_the_tokens_of_windows_and_of_a_store_are_counted_alike() -> None:
     ids = np.random.default_rng(0).integers(0, 12, 2401).astype(np.uint16)
-    of_windows = token_counts(GPTDatasetV1.from_token_ids(ids, context_size=32, stride=32), vocab_size=15)
+    of_windows = token_counts(TokenWindows(ids, context_size=32, stride=32), vocab_size=15)
     of_store = count_ids(sample_pieces(TokenStore.of_array(ids[:-1])), vocab_size=15)
     assert of_windows.tolist() == of_store.tolist() == np.bincount(ids[:-1], minlength=15).tolist()
 

@@ -1,9 +1,11 @@
-"""The folder, the README and the rules of the house say the same."""
+"""The directory, the README, the pages and the rules of the house say the same."""
 
 import ast
 import re
+import tomllib
 
 import pytest
+import yaml
 from conftest import PROJECT
 
 import gpt2_lit
@@ -79,3 +81,73 @@ def test_the_line_of_tokens_in_the_readme_is_the_tales() -> None:
     start = "Every morning but Sunday, Wina Tuck carried a loaf"
     assert [int(token_id) for token_id in ids] == gpt2_lit.gpt2_tokenizer().encode(start)
     assert start in (PACKAGE / "assets" / "tale.txt").read_text()
+
+
+def test_ci_pre_commit_and_make_check_run_the_same_commands() -> None:
+    checks = {"ruff format --check .", "ruff check .", "pyright"}
+    script = (PROJECT / ".ci" / "run").read_text().splitlines()
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    makefile = (PROJECT / "Makefile").read_text().partition("check:")[2].partition("\n\n")[0]
+    assert checks <= set(script)
+    assert checks == {hook["entry"] for hook in hooks}
+    assert checks < {line.strip() for line in makefile.splitlines()}
+
+
+def test_github_runs_what_ci_runs_on_each_python_that_is_supported() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+    oldest = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    assert job["strategy"]["matrix"]["python"][0] == oldest
+
+
+def test_every_page_is_linked_from_the_readme_and_every_link_leads_somewhere() -> None:
+    pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    links = {page: re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", page.read_text()) for page in pages}
+    for page, targets in links.items():
+        for target in targets:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert {str(page.relative_to(PROJECT)) for page in pages[1:]} <= set(links[pages[0]])
+
+
+def test_the_words_of_the_glossary_are_those_of_the_package() -> None:
+    rows = re.findall(r"^\| ([^|]+?) \|", (PROJECT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    words = [word.strip("`") for row in rows if row not in ("word", "---") for word in row.split(" (")[0].split(", ")]
+    package = " ".join(path.read_text() for path in PACKAGE.rglob("*.py")).replace("_", " ").lower()
+    assert len(words) > 30
+    coming = {"pre-token", "fingerprint"}
+    assert {word for word in words if word.replace("_", " ").lower() not in package} <= coming
+
+
+# Phrases that only this project would use, and what the field says.
+PRIVATE_WORDS = {
+    r"folders?": "directory",
+    r"(go(es)?|went|gone|going) on": "resume, continue",
+    r"behind": "after",
+    r"blanks?(?! lines?)": "space, whitespace",
+    r"in no time": "in milliseconds",
+    r"one behind the other": "concatenated, separated by",
+    r"for want of": "out of memory",
+    r"hesitates?": "exp(mean loss): the effective number of choices",
+    r"lets one expect": "expected at initialisation",
+    r"sees to it": "who does what",
+    r"is no \w+ file": "is not a valid ... file",
+    r"not whole": "truncated",
+    r"ends? otherwise": "with other extensions",
+    r"what one gets": "a surplus or deficit",
+    r"two sides linked": "data and model options linked",
+}
+PATTERNS = ("*.md", "*.py", "docs/*.md", "docs/*.py", "benchmarks/*", "configs/*.yaml", "examples/*.py")
+
+
+def test_texts_use_the_words_of_the_field() -> None:
+    found = [
+        f"{path.relative_to(PROJECT)}:{number}: {match[0]!r}; better: {better}"
+        for pattern in PATTERNS
+        for path in sorted(PROJECT.glob(pattern))
+        if path.is_file()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for private, better in PRIVATE_WORDS.items()
+        for match in re.finditer(rf"\b(?i:{private})\b", line)
+    ]
+    assert not found, "\n".join(found)

@@ -35,9 +35,10 @@ from gpt2_lit.store.manifest import (
     is_store,
     token_dtype,
 )
-from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Encoder, gpt2_tokenizer, token_array, tokenizer_hash
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, gpt2_tokenizer
 from gpt2_lit.text.readers import TextOptions, no_text_error, read_pieces
 from gpt2_lit.text.sources import Source, SourceFile, find_files, is_url
+from gpt2_lit.text.tokenizer import Encoder, token_array, tokenizer_hash
 from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2
 
 SHARD_BYTES = 16 << 20  # of source: 40 ms of gigatoken, 1 s of tiktoken

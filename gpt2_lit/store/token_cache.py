@@ -10,8 +10,8 @@ from gpt2_lit.store.manifest import StoreError, is_store
 from gpt2_lit.store.prepare import Prepared, Recipe, prepare
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.token_store import TokenStore, open_store
-from gpt2_lit.text.bpe import tokenizer_hash
 from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
+from gpt2_lit.text.tokenizer import tokenizer_hash
 
 
 class TokenCache(NamedTuple):

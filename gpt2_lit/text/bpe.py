@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import importlib.metadata
-import json
 import re
 import sys
 import warnings
@@ -11,12 +10,12 @@ from binascii import a2b_base64
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gpt2_lit.text.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2
+from gpt2_lit.errors import InvalidValue
 
 if TYPE_CHECKING:
     import tiktoken
@@ -27,24 +26,28 @@ RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 
 GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
 GPT2_END_OF_TEXT = 50256  # stands between two documents
+GPT2_FINGERPRINT = "f93c0f8db173bb3d"  # tokenizer_hash of it, known without loading it
 
-# GPT-2's split pattern has no piece with whitespace behind non-whitespace, so a text that is cut in front of such a
-# blank or line end has the ids of the whole. A cut anywhere else, even behind a blank line, can change them. Nothing
-# parts "\r\n", as "\r" is whitespace itself.
-SAFE_CUT = re.compile(r"(?<=\S)[ \r\n]")
+# Split patterns, and the characters in front of which they always part a text that has no whitespace before them: a
+# cut there keeps all ids, as no pre-token has such a character after non-whitespace. A cut anywhere else, even after a
+# blank line, can change them. Nothing parts "\r\n", as "\r" is whitespace itself.
+# Source: tiktoken_ext/openai_public.py 0.11 to 0.14 (GPT-2's own is also that of r50k_base, p50k_base and p50k_edit).
+_CUT_BEFORE = {
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""": " \r\n",
+    # cl100k_base and o200k_base put line ends after punctuation into its pre-token.
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
+    r"""\s++$|\s*[\r\n]|\s+(?!\S)|\s""": " ",
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+    r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+""": " ",
+}
+SAFE_CUT = re.compile(r"(?<=\S)[ \r\n]")  # GPT-2's
 _PIECE_CHARS = 1 << 16  # characters encoded at a time: bounds the extra memory to about 1 MB
 
 _GIGATOKEN_TESTED = "0.10."  # the versions whose ids the tests have compared; as in pyproject.toml
 # gigatoken keeps every different word that it has met, about 100 bytes each, and never forgets one. A fresh one every
 # 256 million characters costs a tenth of a second, and holds real text to about 100 MB, random letters to about 2 GB.
 _GIGATOKEN_CHARS = 1 << 28
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What turns a text into token ids: tiktoken's encodings, our word tokenizers, your own."""
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 @cache
@@ -79,98 +82,63 @@ def gpt2_tokenizer(ranks_file: Path = RANKS_FILE) -> "tiktoken.Encoding":
         mergeable_ranks=ranks,
         special_tokens={ENDOFTEXT: GPT2_END_OF_TEXT},
     )
-    _VOCABULARY_SHA256[encoding] = checksum
+    _RANKS_SHA256[encoding] = checksum
     return encoding
 
 
-def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
-    """All token ids of a text in one array, two bytes each where the ids allow it.
+def encoding_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+    """All token ids of a text, shape (N,), uint16, or uint32 where an id is 65,536 or more; text stays text.
 
-    The text is plain text: ``<|endoftext|>`` in it becomes the seven tokens of its characters, so that no text can
-    inject the end of a document. GPT-2's encoding goes through the text in pieces and makes no Python integers. Where
-    gigatoken is installed (``pip install 'gpt2-lit[fast]'``) it does the work, with the ids of tiktoken.
-
-    Args:
-        tokenizer: Anything with ``encode(text) -> list[int]``.
-        text: The text.
-
-    Returns:
-        Ids in reading order; shape (N,), uint16, or uint32 where an id is 65,536 or more.
-
-    Raises:
-        ValueError: If the tokenizer gives a negative id.
+    GPT-2's encoding goes through the text in pieces, and gigatoken does the work where it is installed
+    (``pip install 'gpt2-lit[fast]'``), with the ids of tiktoken.
 
     Example:
-        >>> token_array(gpt2_tokenizer(), "Once upon a time")
+        >>> encoding_ids(gpt2_tokenizer(), "Once upon a time")
         array([7454, 2402,  257,  640], dtype=uint16)
     """
-    import tiktoken
-
-    if not isinstance(tokenizer, tiktoken.Encoding):
-        return _compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
-    if not _is_gpt2(tokenizer):
-        return _compact(_tiktoken_ids(tokenizer, text))
-    # One array for all pieces, because putting theirs together would hold the tokens twice. There are at most as many
-    # as bytes; what is not written to takes no memory, and is given back.
+    if not is_gpt2(encoding):
+        return compact(_tiktoken_ids(encoding, text))
+    # One array for all pieces, because concatenating theirs would hold the tokens twice. There are at most as many as
+    # bytes; what is not written to takes no memory, and is given back.
     token_ids = np.empty(len(text) * (1 if text.isascii() else 4), dtype=np.uint16)
     end = 0
     for piece in _pieces(text):
-        ids = _gpt2_ids(tokenizer, piece)
+        ids = _gpt2_ids(encoding, piece)
         start, end = end, end + len(ids)
         token_ids[start:end] = ids
     token_ids.resize(end, refcheck=False)
     return token_ids
 
 
-def tokenizer_hash(tokenizer: Encoder) -> str:
-    """16 hex digits that say what a tokenizer does: for tiktoken's encodings and our word tokenizers.
-
-    Equal for two tokenizers that give the same ids and the same special tokens, in any process on any machine, and
-    different for others: a key under which their tokens can be kept. What a tokenizer of another class does hangs on
-    code that cannot be seen from here, so it has none.
-
-    Raises:
-        ValueError: If the tokenizer is of another class, also one that is derived from these.
-
-    Example:
-        >>> tokenizer_hash(gpt2_tokenizer())
-        'f93c0f8db173bb3d'
-    """
-    import tiktoken
-
-    if type(tokenizer) is tiktoken.Encoding:
-        special_tokens = sorted(tokenizer._special_tokens.items())
-        parts = ["tiktoken", tokenizer._pat_str, special_tokens, _vocabulary_sha256(tokenizer)]
-    elif type(tokenizer) is SimpleTokenizerV1 or type(tokenizer) is SimpleTokenizerV2:
-        parts = [type(tokenizer).__name__, WORD_SPLIT.pattern, _vocabulary_sha256(tokenizer)]
-    else:
-        raise ValueError(
-            f"tokenizer_hash knows tiktoken.Encoding, SimpleTokenizerV1 and SimpleTokenizerV2, got a "
-            f"{type(tokenizer).__qualname__}: nothing tells two of these apart safely, so keep their tokens apart."
-        )
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def cut_before(encoding: "tiktoken.Encoding") -> str:
+    """The characters in front of which a text may be cut, after a character that is no whitespace; none if unknown."""
+    return _CUT_BEFORE.get(encoding._pat_str, "")
 
 
-_VOCABULARY_SHA256: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
+def ranks_sha256(encoding: "tiktoken.Encoding") -> str:
+    """The sum of the merge ranks, as tiktoken writes them to a file. Computed once for each encoding."""
+    if encoding not in _RANKS_SHA256:
+        ranks = sorted((rank, token) for token, rank in encoding._mergeable_ranks.items())
+        table = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for rank, token in ranks)
+        _RANKS_SHA256[encoding] = hashlib.sha256(table).hexdigest()
+    return _RANKS_SHA256[encoding]
 
 
-def _vocabulary_sha256(tokenizer: "tiktoken.Encoding | SimpleTokenizerV1") -> str:
-    """The sum of a vocabulary: of merge ranks, as tiktoken writes them to a file. Made once for each tokenizer."""
-    if tokenizer not in _VOCABULARY_SHA256:
-        if isinstance(tokenizer, SimpleTokenizerV1):
-            table = json.dumps(sorted(tokenizer.vocab.items())).encode()
-        else:
-            ranks = sorted((rank, token) for token, rank in tokenizer._mergeable_ranks.items())
-            table = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for rank, token in ranks)
-        _VOCABULARY_SHA256[tokenizer] = hashlib.sha256(table).hexdigest()
-    return _VOCABULARY_SHA256[tokenizer]
+_RANKS_SHA256: "WeakKeyDictionary[tiktoken.Encoding, str]" = WeakKeyDictionary()
 
 
-def _is_gpt2(encoding: "tiktoken.Encoding") -> bool:
+def compact(ids: np.ndarray) -> np.ndarray:
+    """The ids in two bytes each where all of them fit, and in four elsewhere."""
+    if ids.size and ids.min() < 0:
+        raise InvalidValue(f"a token id must be 0 or more, and the tokenizer gave {ids.min()}.")
+    return ids.astype(np.uint16 if not ids.size or ids.max() <= np.iinfo(np.uint16).max else np.uint32)
+
+
+def is_gpt2(encoding: "tiktoken.Encoding") -> bool:
     """Whether an encoding splits and merges as GPT-2's: ours, ``tiktoken.get_encoding("gpt2")``, or a copy."""
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    return encoding._pat_str == r50k_pat_str and _vocabulary_sha256(encoding) == RANKS_SHA256
+    return encoding._pat_str == r50k_pat_str and ranks_sha256(encoding) == RANKS_SHA256
 
 
 def _pieces(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
@@ -196,27 +164,27 @@ def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
         return np.asarray(encoding.encode_ordinary(text))
 
 
-def _compact(ids: np.ndarray) -> np.ndarray:
-    if ids.size and ids.min() < 0:
-        raise ValueError(f"a token id must be 0 or more, and the tokenizer gave {ids.min()}.")
-    return ids.astype(np.uint16 if not ids.size or ids.max() <= np.iinfo(np.uint16).max else np.uint32)
-
-
 @cache
-def _gigatoken() -> "_Gigatoken | None":
-    """gigatoken, where it is installed in a version that was tested; loaded once a process."""
+def uses_gigatoken() -> bool:
+    """Whether gigatoken encodes GPT-2's ids: it is installed, in a version that was tested."""
     try:
         version = importlib.metadata.version("gigatoken")
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return False
     if not version.startswith(_GIGATOKEN_TESTED):
         warnings.warn(
             f"gigatoken {version} is not used, because gpt2_lit was tested with {_GIGATOKEN_TESTED}x: texts are "
             "encoded by tiktoken, to the same ids, but slower. pip install 'gpt2-lit[fast]' installs the one tested.",
             stacklevel=2,
         )
-        return None
-    return _Gigatoken()
+        return False
+    return True
+
+
+@cache
+def _gigatoken() -> "_Gigatoken | None":
+    """gigatoken, loaded once a process, or None."""
+    return _Gigatoken() if uses_gigatoken() else None
 
 
 class _Gigatoken:

@@ -1,0 +1,256 @@
+"""a name, a file or an object -> Tokenizer, the value that all others work with."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from gpt2_lit.errors import InvalidValue
+from gpt2_lit.text.bpe import (
+    GPT2_END_OF_TEXT,
+    GPT2_FINGERPRINT,
+    GPT2_VOCAB_SIZE,
+    compact,
+    cut_before,
+    encoding_ids,
+    gpt2_tokenizer,
+    is_gpt2,
+    ranks_sha256,
+    uses_gigatoken,
+)
+from gpt2_lit.text.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2, build_vocab, tokenize
+
+END_OF_TEXT = "<|endoftext|>"
+WHITESPACE = " \r\n"  # of Tokenizer.cut_before, for GPT-2 and words
+_END_ATTRIBUTES = ("eot_token", "end_of_text", "eos_token_id")  # of tiktoken, of Tokenizer, of transformers
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns a text into token ids: tiktoken's encodings, our word tokenizers, your own."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and what others must know of it: a value that can be pickled. :func:`make_tokenizer` makes it.
+
+    Args:
+        name: What the user calls it.
+        vocab_size: Number of ids in the vocabulary, V; every id is below it.
+        end_of_text: The id that stands after each document. No text has it: there it stays text.
+        fingerprint: 16 hex digits, equal for tokenizers that give the same ids and different for others. None: it
+            cannot be told, so that nothing may be kept under it.
+        load: Gives what encodes and decodes, in any process.
+        cut_before: A text may be cut in front of one of these characters, after a character that is no whitespace,
+            and keeps its ids. Empty: nowhere.
+        releases_gil: Whether several threads encode faster than one.
+
+    Example:
+        >>> make_tokenizer("gpt2").encode_to_array("Once upon a time")
+        array([7454, 2402,  257,  640], dtype=uint16)
+    """
+
+    name: str
+    vocab_size: int
+    end_of_text: int
+    fingerprint: str | None
+    load: Callable[[], Any]
+    cut_before: str = ""
+    releases_gil: bool = False
+
+    @property
+    def n_vocab(self) -> int:
+        """``vocab_size``, as tiktoken names it."""
+        return self.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return self.encode_to_array(text).tolist()
+
+    def encode_to_array(self, text: str) -> np.ndarray:
+        """The ids of a text, shape (N,), uint16, or uint32 where an id is 65,536 or more.
+
+        Raises:
+            InvalidValue: If the tokenizer gives an id that is not in its vocabulary, or ends the text by itself.
+        """
+        ids = token_array(self.load(), text)
+        if (ids == self.end_of_text).any():
+            ids = self._as_text(text, ids)
+        if ids.size and ids.max() >= self.vocab_size:
+            raise InvalidValue(
+                f"the tokenizer {self.name} gave the id {ids.max()}, and its vocabulary has {self.vocab_size}. "
+                "Mend its n_vocab."
+            )
+        return ids
+
+    def decode(self, ids: Iterable[Any]) -> str:
+        """The text of ids."""
+        return self.load().decode([int(token_id) for token_id in ids])
+
+    def _as_text(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text in which the name of the end of text was taken for it."""
+        encoder, name = self.load(), self.decode([self.end_of_text])
+        if isinstance(encoder, SimpleTokenizerV2):  # a word, that no text has
+            ids[ids == self.end_of_text] = encoder.vocab[encoder.UNKNOWN]
+        elif len(name) > 1:  # cut in two it is no id
+            inside = f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})"
+            parts = re.split(inside, text, flags=re.IGNORECASE)
+            ids = np.concatenate([token_array(encoder, part) for part in parts])
+        if (ids == self.end_of_text).any():
+            raise InvalidValue(
+                f"the tokenizer {self.name} gave {self.end_of_text}, which is its end of text, for a text without one. "
+                "Make an encode that adds no tokens of its own."
+            )
+        return ids
+
+
+class _Loaded(NamedTuple):
+    """Gives what is there already."""
+
+    encoder: Any
+
+    def __call__(self) -> Any:
+        return self.encoder
+
+
+def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None) -> Tokenizer:
+    """The one place that makes a tokenizer of what the user chose.
+
+    Args:
+        choice: gpt2; words, which are those of ``texts``; a ``tiktoken.Encoding``; an object with ``encode``,
+            ``decode``, ``n_vocab`` and ``eot_token`` (and a string ``fingerprint``, so that its tokens can be kept); or
+            a Tokenizer, which stays.
+        texts: Gives the texts of which words are the vocabulary.
+
+    Raises:
+        InvalidValue: If it is none of these, or has no end of text.
+
+    Example:
+        >>> make_tokenizer("words", lambda: ["the cat", "sat"]).encode("the cat sat")
+        [2, 0, 1]
+    """
+    if isinstance(choice, Tokenizer):
+        return choice
+    if not isinstance(choice, str):
+        return _of_object(choice)
+    if choice == "gpt2":
+        return Tokenizer(
+            choice,
+            GPT2_VOCAB_SIZE,
+            GPT2_END_OF_TEXT,
+            GPT2_FINGERPRINT,
+            load=gpt2_tokenizer,
+            cut_before=WHITESPACE,
+            releases_gil=not uses_gigatoken(),
+        )
+    if choice == "words" and texts:
+        words = {word for text in texts() for word in tokenize(text)}
+        return _of_object(SimpleTokenizerV2(build_vocab("\n".join(words), [END_OF_TEXT, SimpleTokenizerV2.UNKNOWN])))
+    if choice == "words":
+        raise InvalidValue("tokenizer words are those of a text, and there is none. Give one, or another tokenizer.")
+    raise InvalidValue(f"tokenizer must be one of gpt2, words, got {choice!r}. Set data.tokenizer.")
+
+
+def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
+    """The ids of a text, as :meth:`Tokenizer.encode_to_array` gives them, by anything with ``encode(text)``.
+
+    Raises:
+        InvalidValue: If the tokenizer gives a negative id.
+    """
+    import tiktoken
+
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.encode_to_array(text)
+    if isinstance(tokenizer, tiktoken.Encoding):
+        return encoding_ids(tokenizer, text)
+    return compact(np.asarray(tokenizer.encode(text), dtype=np.int64))
+
+
+def tokenizer_hash(tokenizer: Encoder) -> str:
+    """The fingerprint of tiktoken's encodings and our word tokenizers: 16 hex digits that say what they do.
+
+    What a tokenizer of another class does hangs on code that cannot be seen from here, so it has none.
+
+    Raises:
+        InvalidValue: If the tokenizer is of another class, also one that is derived from these.
+
+    Example:
+        >>> tokenizer_hash(gpt2_tokenizer())
+        'f93c0f8db173bb3d'
+    """
+    import tiktoken
+
+    if type(tokenizer) is tiktoken.Encoding:
+        special_tokens = sorted(tokenizer._special_tokens.items())
+        return _digest(["tiktoken", tokenizer._pat_str, special_tokens, ranks_sha256(tokenizer)])
+    if type(tokenizer) is SimpleTokenizerV1 or type(tokenizer) is SimpleTokenizerV2:
+        vocabulary = json.dumps(sorted(tokenizer.vocab.items())).encode()
+        return _digest([type(tokenizer).__name__, WORD_SPLIT.pattern, hashlib.sha256(vocabulary).hexdigest()])
+    raise InvalidValue(
+        f"tokenizer_hash knows tiktoken.Encoding, SimpleTokenizerV1 and SimpleTokenizerV2, got a "
+        f"{type(tokenizer).__qualname__}: nothing tells two of these apart safely, so keep their tokens apart."
+    )
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _of_object(encoder: Any) -> Tokenizer:
+    import tiktoken
+
+    kind = type(encoder)
+    if kind is tiktoken.Encoding:
+        return Tokenizer(
+            encoder.name,
+            encoder.n_vocab,
+            _end_of_text(encoder.name, encoder._special_tokens.get(END_OF_TEXT), f"a special token {END_OF_TEXT}"),
+            tokenizer_hash(encoder),
+            load=_Loaded(encoder),
+            cut_before=cut_before(encoder),
+            releases_gil=not (is_gpt2(encoder) and uses_gigatoken()),
+        )
+    if kind is SimpleTokenizerV1 or kind is SimpleTokenizerV2:
+        return Tokenizer(
+            "words",
+            encoder.n_vocab,
+            _end_of_text("words", encoder.vocab.get(END_OF_TEXT), f"the word {END_OF_TEXT} in its vocabulary"),
+            tokenizer_hash(encoder),
+            load=_Loaded(encoder),
+            cut_before=WHITESPACE,
+        )
+    name = kind.__name__
+    if missing := [attribute for attribute in ("encode", "decode", "n_vocab") if not hasattr(encoder, attribute)]:
+        raise InvalidValue(f"the tokenizer {name} lacks {', '.join(missing)}. A tokenizer has encode, decode, n_vocab.")
+    ends = (getattr(encoder, attribute, None) for attribute in _END_ATTRIBUTES)
+    end_of_text = next((end for end in ends if end is not None), None)
+    fingerprint = getattr(encoder, "fingerprint", None)
+    if fingerprint is None:
+        logger.warning(
+            f"the tokenizer {name} has no fingerprint, so its tokens are not kept: each run encodes the texts. "
+            "Give it an attribute fingerprint, a string that changes with its ids."
+        )
+    return Tokenizer(
+        name,
+        int(encoder.n_vocab),
+        _end_of_text(name, end_of_text, "an attribute eot_token"),
+        None if fingerprint is None else _digest([name, str(fingerprint)]),
+        load=_Loaded(encoder),
+    )
+
+
+def _end_of_text(name: str, token_id: Any, what: str) -> int:
+    if token_id is None:
+        raise InvalidValue(
+            f"the tokenizer {name} has no end of text, the id that stands after each document. Give it {what}."
+        )
+    return int(token_id)
