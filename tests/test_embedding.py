@@ -253,6 +253,13 @@ def test_saved_tables_load_into_another_module(tmp_path):
     assert torch.equal(other(IDS), embedding(IDS))
 
 
+def test_on_the_meta_device_ids_without_values_give_shapes():
+    with torch.device("meta"):
+        embedding, ids = small(pad_vocab_to_multiple_of=8), torch.randint(0, 10, (2, 3))
+    assert embedding(ids).shape == (2, 3, 4)
+    assert embedding(ids, position_ids=torch.arange(3, device="meta")).shape == (2, 3, 4)
+
+
 def test_it_trains_under_bfloat16_autocast():
     embedding = small(init="normal", dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.throughput import measure_flops
 from torch import nn
 from torch.func import functional_call
 from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import gpt2_lit.embedding.loss
 from gpt2_lit import EmbeddingModule
@@ -139,6 +141,25 @@ def test_what_is_frozen_gets_no_gradient(frozen):
         (embedding.token_embedding.weight.grad, "table", expected[2]),
     ):
         assert (gradient is None) if name == frozen else torch.equal(gradient, theirs)
+
+
+@pytest.mark.parametrize("frozen", [["table"], ["hidden"], ["table", "hidden"], []])
+def test_a_gradient_that_nobody_asks_for_is_not_computed(frozen):
+    embedding, hidden = small(), torch.randn(2, 3, 4)
+    embedding.token_embedding.requires_grad_("table" not in frozen)
+    hidden.requires_grad_("hidden" not in frozen)
+    with FlopCounterMode(display=False) as counter:
+        embedding.next_token_loss(hidden, IDS)
+    products = counter.get_total_flops() / (2 * 6 * 4 * 10)  # each of 6 tokens, 4 numbers and 10 ids
+    assert products == 3 - len(frozen)
+
+
+def test_flops_are_counted_on_the_meta_device_where_nothing_has_a_value():
+    with torch.device("meta"):
+        embedding, ids = small(), torch.randint(0, 10, (2, 3))
+    by_logits = measure_flops(embedding, lambda: embedding(ids), lambda vectors: embedding.logits(vectors).sum())
+    by_loss = measure_flops(embedding, lambda: embedding(ids), lambda vectors: embedding.next_token_loss(vectors, ids))
+    assert by_logits == by_loss == 3 * 2 * 6 * 4 * 10  # forward, and the gradients of the vectors and of the table
 
 
 def test_without_gradients_the_loss_is_the_same_and_keeps_nothing():

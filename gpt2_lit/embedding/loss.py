@@ -53,7 +53,8 @@ def _loss_and_gradients(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N D"] | None, Float[Tensor, "R D"] | None]:
     """The sum of the cross-entropies, and its gradients where they are asked for, a chunk of the tokens at a time."""
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta tensors
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     exact = torch.promote_types(dtype, torch.float32)  # for softmax and sums, as autocast has it
     weight = table.to(dtype)
     loss = hidden.new_zeros((), dtype=exact)
@@ -82,7 +83,7 @@ def _loss_and_gradients(
         if hidden_needs_grad:
             hidden_grads.append(gradient @ weight)
         if table_grad is not None and dtype == exact:
-            table_grad.addmm_(gradient.T, vectors)
+            torch.addmm(table_grad, gradient.T, vectors, out=table_grad)  # FLOP counters do not know addmm_
         elif table_grad is not None:
             table_grad += gradient.T @ vectors
     return (
