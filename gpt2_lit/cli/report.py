@@ -13,7 +13,7 @@ from torch import Tensor
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import Batch
-from gpt2_lit.lightning_private import batches_trained
+from gpt2_lit.lightning_private import batches_trained, callbacks_of
 from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
@@ -69,7 +69,7 @@ class RunReport(Callback):
         self.last: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))
+        self._throughput = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Throughput))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and (data := _data(trainer)):
