@@ -1,6 +1,11 @@
 """What several test files need: the program as a process of its own, and the scalars that it logged."""
 
 import os
+
+# Before torch is imported, and for the programs that tests start: threads wait for each other longer than these small
+# models compute, most of all beside other programs.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +20,9 @@ PROGRAM = [sys.executable, str(PROJECT / "train_stub.py")]
 # Steps of a few milliseconds: the ids of the words of the tale, vectors of 8 numbers.
 SMALL = ["--data.tokenizer=words", "--model.embed_dim=8", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
 
+# With the tokenizer `words`, the id of a word is its position.
+DIFFERENT_WORDS = " ".join(f"w{i:03}" for i in range(300))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -23,6 +31,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("GPT2_LIT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A text of 300 different words."""
+    path = tmp_path / "words.txt"
+    path.write_text(DIFFERENT_WORDS)
+    return path
 
 
 @pytest.fixture

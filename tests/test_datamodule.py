@@ -1,9 +1,9 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import DIFFERENT_WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
@@ -22,14 +22,6 @@ pytestmark = [
 ]
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
-DIFFERENT_WORDS = " ".join(f"w{i:03}" for i in range(300))  # with the tokenizer `words`, the id of a word is its place
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(DIFFERENT_WORDS)
-    return path
 
 
 def made(source: Any, **options: Any) -> GPTDataModule:
@@ -147,7 +139,7 @@ def test_no_token_of_validation_is_in_a_training_window(tmp_path_factory, contex
     assert val
     assert not train & val
     assert sum(data.num_tokens[split] for split in ("train", "val")) == 300
-    # With every token different, its id is its place: the windows can be counted in the ranges.
+    # With every token different, its id is its position: the windows can be counted in the ranges.
     assert data.num_windows["train"] == sum(
         len(range(r.start, r.stop - context_size, stride)) for r in data.train_dataset.ranges
     )
@@ -298,7 +290,9 @@ def test_a_source_that_does_not_fit_is_an_error_in_setup(tmp_path):
 def test_a_batch_larger_than_the_training_windows_is_an_error_with_the_numbers(words):
     data = made(words, batch_size=100)
     num_windows = data.num_windows["train"]
-    with pytest.raises(ValueError, match=rf"no training batch is full: 1 x batch_size 100 .* split has {num_windows}"):
+    with pytest.raises(
+        ValueError, match=rf"too few windows for one full batch: 1 x batch_size 100 .* split has {num_windows}"
+    ):
         data.train_dataloader()
     loader = made(words, batch_size=100, drop_last=False).train_dataloader()
     assert [len(inputs) for inputs, _ in loader] == [num_windows]
@@ -317,59 +311,6 @@ def test_setup_reads_the_source_once(words):
     data.setup("fit")
     data.setup("test")
     assert data.train_dataset is before
-
-
-@pytest.fixture
-def state(words) -> dict[str, Any]:
-    """That of a training of three batches of four windows."""
-    data = made(words)
-    fit(data, max_steps=3)
-    return data.state_dict()
-
-
-def test_the_state_is_the_place_in_windows_in_plain_numbers_and_strings(state, tmp_path):
-    assert (state["epoch"], state["window"]) == (0, 12)
-    assert all(type(value) in (int, str, bool) for value in state.values())
-    torch.save(state, tmp_path / "state")
-    assert torch.load(tmp_path / "state", weights_only=True) == state
-
-
-def test_without_a_trainer_there_is_no_state(words):
-    assert made(words).state_dict() == {}
-
-
-@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"num_workers": 2}, {"drop_last": False}], ids=str)
-def test_the_same_data_is_taken_with_other_batches_and_workers(words, state, options):
-    data = made(words, **options)
-    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    data.load_state_dict(state)
-    assert windows(data.train_dataloader())[:4] == windows(made(words).train_dataloader())[12:16]
-
-
-@pytest.mark.parametrize(
-    ("options", "difference"),
-    [
-        ({"seed": 43}, "seed was 42 and is 43"),
-        ({"stride": 2}, "stride was 4 and is 2"),
-        ({"context_size": 5}, "context_size was 4 and is 5, stride was 4 and is 5"),
-        ({"shuffle": False}, "shuffle was global and is False"),
-        ({"val_fraction": 0.2}, "windows was 66 and is"),
-        ({"tokenizer": "gpt2"}, "windows was 66 and is"),
-    ],
-)
-def test_going_on_with_other_data_is_refused_by_the_name_of_what_differs(words, state, options, difference):
-    data = made(words, **options)
-    data.load_state_dict(state)
-    with pytest.raises(ValueError, match=rf"the checkpoint is of a run on other data: .*{difference}"):
-        data.train_dataloader()
-
-
-def test_going_on_with_a_text_that_was_changed_is_refused(words, state):
-    words.write_text(DIFFERENT_WORDS.replace("w000 w001", "w001 w000"))
-    data = made(words)
-    data.load_state_dict(state)
-    with pytest.raises(ValueError, match="run on other data: tokens was"):
-        data.train_dataloader()
 
 
 def test_overfit_batches_trains_on_the_first_batches_again_and_again(words):
@@ -427,10 +368,3 @@ def test_the_summary_names_the_source_and_counts_its_documents(tmp_path):
     some = made([tmp_path / "c.txt", tmp_path / "a.txt"]).summary()
     assert some.startswith(f"  source  {tmp_path / 'c.txt'} to {tmp_path / 'a.txt'} (2 documents in 2 files)\n")
     assert "  source  the tale that ships with gpt2_lit (tale.txt)\n" in made(None).summary()
-
-
-def test_a_place_in_the_data_without_a_trainer_is_an_error(words, state):
-    data = made(words)
-    data.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="takes a Trainer"):
-        data.train_dataloader()

@@ -131,7 +131,7 @@ def test_a_shorter_context_and_a_smaller_vocabulary_are_the_first_rows(file):
 
 
 @pytest.mark.parametrize(("context_size", "places"), [(11, [0, 0.5, 1, 1.5, 2]), (3, [0, 2.5, 5]), (6, [0, 1, 2])])
-def test_interpolated_places_lie_evenly_between_the_first_and_the_last(file, context_size, places):
+def test_interpolated_positions_lie_evenly_between_the_first_and_the_last(file, context_size, places):
     embedding = EmbeddingModule.from_pretrained(file, context_size=context_size, interpolate_positions=True)
     assert embedding.position_embedding.weight.shape == (context_size, D)
     _, position = tables()
@@ -181,7 +181,7 @@ def test_a_subclass_makes_its_own_kind(file):
     [
         (
             {"context_size": 7},
-            "at most the 6 places that .*weights.safetensors has .* got 7. .*interpolate_positions=True",
+            "at most the 6 positions that .*weights.safetensors has .* got 7. .*interpolate_positions=True",
         ),
         ({"context_size": 0}, "context_size must be at least 1, got 0"),
         ({"context_size": 0, "interpolate_positions": True}, "context_size must be at least 1, got 0"),
@@ -228,13 +228,13 @@ def test_a_file_without_one_pair_of_tables_is_an_error_that_lists_what_it_has(tm
 def test_a_file_of_another_kind_or_cut_off_is_an_error(tmp_path, file, name):
     path = tmp_path / name
     path.write_bytes(b"once upon a time " * 3)
-    with pytest.raises(ValueError, match=f"{name} is no "):
+    with pytest.raises(ValueError, match=f"{name} is not a "):
         read_tables(path)
 
 
 def test_a_file_that_is_cut_off_is_an_error(file):
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="is no safetensors file, or not whole: "):
+    with pytest.raises(ValueError, match="is not a valid safetensors file, or is truncated: "):
         read_tables(file)
 
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_something_else_is_an_error(tmp_path):
         read_tables(tmp_path / "list.pt")
 
 
-def test_a_folder_without_weights_or_with_a_part_missing_is_an_error(gpt2, tmp_path):
+def test_a_directory_without_weights_or_with_a_part_missing_is_an_error(gpt2, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor model.safetensors.index.json in "):
         read_tables(tmp_path)
     gpt2.save_pretrained(tmp_path, max_shard_size="1KB")
@@ -256,7 +256,7 @@ def test_a_folder_without_weights_or_with_a_part_missing_is_an_error(gpt2, tmp_p
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "a/b/c", "~/weights"])
 def test_a_path_that_is_not_there_is_not_looked_for_on_hugging_face(name):
-    with pytest.raises(FileNotFoundError, match=f"there is no file or folder {name}"):
+    with pytest.raises(FileNotFoundError, match=f"there is no file or directory {name}"):
         read_tables(name)
 
 
@@ -286,7 +286,9 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path, offline):
         done = run_plainly("EmbeddingModule.from_pretrained('openai-community/gpt2')", **env)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith("FileNotFoundError: there is no file or folder openai-community/gpt2, and no repository")
+    assert message.startswith(
+        "gpt2_lit.errors.MissingFile: there is no file or directory openai-community/gpt2, and no repository"
+    )
     assert message.endswith("hf download openai-community/gpt2 model.safetensors")
 
 
@@ -295,4 +297,4 @@ def test_without_the_packages_the_error_says_how_to_install_them(file, package, 
     code = f"import sys, os; sys.modules[{package!r}] = None; os.chdir({str(file.parent)!r})\n"
     done = run_plainly(f"{code}EmbeddingModule.from_pretrained({source!r})")
     message = f"published weights need the package {package}. Install it with: pip install 'gpt2-lit[pretrained]'"
-    assert done.stderr.strip().splitlines()[-1] == f"ImportError: {message}"
+    assert done.stderr.strip().splitlines()[-1] == f"gpt2_lit.errors.MissingPackage: {message}"

@@ -104,14 +104,15 @@ def test_a_raw_file_that_changed_since_is_refused(tmp_path):
 LOOK = """
 import resource, sys
 import numpy as np
-from gpt2_lit import GPTDataModule, GPTDatasetV1
+from gpt2_lit import GPTDataModule
 from gpt2_lit.data.order import Position, WindowSampler
+from gpt2_lit.data.windows import TokenWindows
 from gpt2_lit.store.raw_ids import open_raw
 
 def look(path, num_tokens):
     store = open_raw([path])
     assert len(store) == num_tokens
-    dataset = GPTDatasetV1.from_token_ids(store, context_size=1024, stride=1)
+    dataset = TokenWindows(store, context_size=1024, stride=1)
     assert len(dataset) == num_tokens - 1024
     last = len(dataset) - 1
     assert dataset[last].target_ids[-1] == 9

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.text import Perplexity
 
 import gpt2_lit.monitor.stub
-from gpt2_lit import EmbeddingStub, GPTDataModule, GPTDatasetV1
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.data.windows import TokenWindows
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more.
 pytestmark = [
@@ -95,7 +96,7 @@ def test_a_linear_backbone_learns_which_word_follows_which(data, tmp_path):
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_loss_and_perplexity_are_those_of_all_tokens_however_they_are_batched(tmp_path, stage):
     token_ids = np.random.default_rng(0).integers(0, V, 29)
-    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=T, stride=T)
+    dataset = TokenWindows(token_ids, context_size=T, stride=T)
     loader = DataLoader(dataset, batch_size=3)
     assert [len(batch.input_ids) for batch in loader] == [3, 3, 1]
     model = stub(init="normal")
@@ -190,7 +191,7 @@ def test_the_progress_bar_gets_loss_and_throughput(data, tmp_path):
 
 
 def test_another_loader_has_no_waiting_to_log(tmp_path):
-    loader = DataLoader(GPTDatasetV1.from_token_ids(np.arange(20), context_size=T, stride=1), batch_size=4)
+    loader = DataLoader(TokenWindows(np.arange(20), context_size=T, stride=1), batch_size=4)
     trainer(tmp_path, max_epochs=1, log_every_n_steps=2).fit(stub(), loader, loader)
     found = curves(tmp_path)
     assert steps(found["throughput/tokens_per_second"]) == [1, 3]
@@ -257,6 +258,7 @@ def test_a_checkpoint_of_a_model_made_in_python_is_plain_data(data, tmp_path):
     run.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     sizes = {"vocab_size": V, "embed_dim": D, "context_size": T, "dropout": 0.0, "init": "gpt2"}
+    sizes |= {"pad_vocab_to_multiple_of": 1}
     assert checkpoint["hyper_parameters"] == sizes
     assert dict(model.hparams) == sizes
 

@@ -79,7 +79,7 @@ def test_one_chart_draws_the_three_norms_and_three_draw_their_bands(tensorboard:
     with browse(f"{tensorboard}/#custom_scalars") as browser:
         wait_for(lambda: "Matches (3)" in page_text(browser))
         text = page_text(browser)
-        assert "mean norm; expected at the start: token 0.06, position 0.03, input 0.06" in text
+        assert "mean norm; expected at initialisation: token 0.06, position 0.03, input 0.06" in text
         for kind in ("token", "position", "input"):
             assert f"embedding_norm/{kind} (version_0)" in text
             assert f"{kind} norm: mean, 5th to 95th percentile" in text

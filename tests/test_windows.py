@@ -1,9 +1,7 @@
-import inspect
 import itertools
 import pickle
 import shutil
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,20 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.data.split import Range
-from gpt2_lit.data.windows import as_it_is
+from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.sources import SHIPPED_TEXT
 
-PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"
 STORY = "Once upon a time there were four little Rabbits, and their names were Flopsy, Mopsy, Cotton-tail, and Peter."
-
-# torch warns where a machine has fewer cores than workers, and Python 3.12 where a process with threads forks.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
 
 
 class LetterTokenizer:
@@ -88,7 +79,7 @@ def test_no_window_crosses_from_one_range_into_another(gaps_and_lengths, context
     for gap, length in gaps_and_lengths:
         ranges.append(Range(end + gap, end + gap + length))
         end = ranges[-1].stop
-    dataset = GPTDatasetV1.from_token_ids(np.arange(end), context_size, stride, ranges)
+    dataset = TokenWindows(np.arange(end), context_size, stride, ranges)
     starts = [start for r in ranges for start in range(r.start, r.stop - context_size, stride)]
     windows = [list(range(start, start + context_size)) for start in starts]
     assert len(dataset) == len(windows)
@@ -108,7 +99,7 @@ def test_a_window_of_4_needs_5_tokens(num_tokens, num_windows):
 
 @pytest.mark.parametrize(("index", "shape"), [(1, (3,)), ([1], (1, 3)), ([1, 0], (2, 3)), ([], (0, 3))])
 def test_a_batch_is_a_named_pair_of_contiguous_int64_tensors(index, shape):
-    batch = GPTDatasetV1.from_token_ids(np.arange(10, dtype=np.uint16), context_size=3, stride=2)[index]
+    batch = TokenWindows(np.arange(10, dtype=np.uint16), context_size=3, stride=2)[index]
     assert isinstance(batch, Batch)
     assert batch.input_ids is batch[0]
     assert batch.target_ids is batch[1]
@@ -119,7 +110,7 @@ def test_a_batch_is_a_named_pair_of_contiguous_int64_tensors(index, shape):
 
 
 def test_a_plain_dataloader_collates_windows_to_a_batch():
-    dataset = GPTDatasetV1.from_token_ids(np.arange(10), context_size=3, stride=2)
+    dataset = TokenWindows(np.arange(10), context_size=3, stride=2)
     batch = next(iter(DataLoader(dataset, batch_size=2)))
     assert isinstance(batch, Batch)
     assert as_lists([batch]) == as_lists([dataset[[0, 1]]]) == [([[0, 1, 2], [2, 3, 4]], [[1, 2, 3], [3, 4, 5]])]
@@ -136,21 +127,22 @@ def test_a_plain_dataloader_collates_windows_to_a_batch():
     ids=["uint16", "int32", "int64", "every second of uint32"],
 )
 def test_tokens_may_be_of_any_integer_type(token_ids):
-    windows = GPTDatasetV1.from_token_ids(token_ids, context_size=5, stride=5)
+    windows = TokenWindows(token_ids, context_size=5, stride=5)
     assert [inputs.tolist() for inputs, _ in windows] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
-def test_tokens_may_be_memory_mapped(tmp_path):
+def test_tokens_that_are_memory_mapped_are_not_copied(tmp_path):
     np.arange(12, dtype=np.uint16).tofile(tmp_path / "tokens")
-    token_ids = np.memmap(tmp_path / "tokens", np.uint16, mode="r")
-    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=5, stride=5)
-    assert dataset[[1, 0]].input_ids.tolist() == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]
-    assert np.shares_memory(dataset.token_ids, token_ids)
+    token_ids = np.memmap(tmp_path / "tokens", np.uint16, mode="r+")
+    windows = TokenWindows(token_ids, context_size=5, stride=5)
+    assert windows[[1, 0]].input_ids.tolist() == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]
+    token_ids[0] = 77
+    assert windows[0].input_ids.tolist() == [77, 1, 2, 3, 4]
 
 
 def test_documents_in_a_window_are_numbered_and_their_positions_start_at_0():
     token_ids = np.array([1, 2, 9, 3, 4, 5, 9, 9, 6, 7])
-    dataset = GPTDatasetV1.from_token_ids(token_ids, context_size=9, stride=1, end_of_text=9)
+    dataset = TokenWindows(token_ids, context_size=9, stride=1, end_of_text=9)
     input_ids, target_ids, position_ids, document_ids = dataset[0]
     assert input_ids.tolist() == [1, 2, 9, 3, 4, 5, 9, 9, 6]
     assert target_ids.tolist() == [2, 9, 3, 4, 5, 9, 9, 6, 7]
@@ -160,8 +152,8 @@ def test_documents_in_a_window_are_numbered_and_their_positions_start_at_0():
 
 @given(st.lists(st.integers(0, 2), min_size=3, max_size=60), st.integers(1, 12), st.integers(1, 5))
 def test_positions_and_documents_are_those_that_counting_token_by_token_gives(token_ids, context_size, stride):
-    dataset = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride, end_of_text=0)
-    plain = GPTDatasetV1.from_token_ids(np.array(token_ids), context_size, stride)
+    dataset = TokenWindows(np.array(token_ids), context_size, stride, end_of_text=0)
+    plain = TokenWindows(np.array(token_ids), context_size, stride)
     for input_ids, _, position_ids, document_ids in dataset:
         position = document = 0
         for i in range(context_size):
@@ -177,7 +169,7 @@ def test_positions_and_documents_are_those_that_counting_token_by_token_gives(to
 
 
 def test_a_batch_can_be_changed_without_changing_the_dataset():
-    dataset = GPTDatasetV1.from_token_ids(np.arange(6), context_size=3, stride=1)
+    dataset = TokenWindows(np.arange(6), context_size=3, stride=1)
     inputs, targets = dataset[[0, 1]]
     inputs.zero_()
     assert targets.tolist() == [[1, 2, 3], [2, 3, 4]]
@@ -185,7 +177,7 @@ def test_a_batch_can_be_changed_without_changing_the_dataset():
 
 
 def test_a_negative_index_counts_from_the_end():
-    dataset = GPTDatasetV1.from_token_ids(np.arange(9), context_size=2, stride=2)
+    dataset = TokenWindows(np.arange(9), context_size=2, stride=2)
     assert dataset[-1].input_ids.tolist() == [6, 7]
     assert dataset[-4].input_ids.tolist() == [0, 1]
     assert dataset[[-1, 0, -3]].input_ids.tolist() == [[6, 7], [0, 1], [2, 3]]
@@ -193,7 +185,7 @@ def test_a_negative_index_counts_from_the_end():
 
 @pytest.mark.parametrize("index", [4, -5, [0, 4], [-5, 0], 10**12])
 def test_an_index_beyond_the_windows_is_an_error_with_their_number(index):
-    dataset = GPTDatasetV1.from_token_ids(np.arange(9), context_size=2, stride=2)
+    dataset = TokenWindows(np.arange(9), context_size=2, stride=2)
     with pytest.raises(IndexError, match="the dataset has 4, from 0"):
         dataset[index]
 
@@ -206,62 +198,6 @@ def test_a_size_below_1_is_an_error_that_names_its_setting(name, value):
         GPTDatasetV1(STORY, gpt2_tokenizer(), **options)
     with pytest.raises(ValueError, match=f"{name} must be at least 1 token"):
         dataloader_v1(STORY, **options)
-
-
-def test_a_batch_size_below_1_is_an_error():
-    with pytest.raises(ValueError, match="batch_size must be at least 1 window, got 0"):
-        dataloader_v1(STORY, batch_size=0)
-
-
-def test_dataloader_v1_has_the_arguments_and_defaults_of_the_textbook():
-    parameters = inspect.signature(dataloader_v1).parameters.values()
-    assert [(p.name, p.default) for p in parameters] == [
-        ("txt", inspect.Parameter.empty),
-        ("batch_size", 3),
-        ("context_size", 5),
-        ("stride", 2),
-        ("shuffle", False),
-        ("drop_last", True),
-        ("num_workers", 0),
-    ]
-    assert list(inspect.signature(GPTDatasetV1).parameters) == ["txt", "tokenizer", "context_size", "stride"]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("drop_last", [True, False])
-@pytest.mark.parametrize(("shuffle", "seed"), [(False, 0), (True, 0), (True, 123), (True, 2**40)])
-def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle, seed, drop_last, num_workers):
-    options = {"batch_size": 4, "shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
-    textbook_loader = DataLoader(TextbookDataset(STORY, gpt2_tokenizer(), context_size=3, stride=2), **options)
-    loader = dataloader_v1(STORY, context_size=3, stride=2, **options)
-    torch.manual_seed(seed)
-    textbook_epochs = [as_lists(textbook_loader) for _ in range(2)]
-    torch.manual_seed(seed)
-    epochs = [as_lists(loader) for _ in range(2)]
-    assert epochs == textbook_epochs
-    assert (epochs[0] != epochs[1]) == shuffle
-    assert [len(inputs) for inputs, _ in epochs[0]] == [4, 4, 4] + [1] * (not drop_last)
-    assert len(loader) == len(textbook_loader)
-    assert loader.num_workers == num_workers
-
-
-def test_a_pass_draws_from_torchs_random_numbers_what_a_dataloader_draws():
-    states = []
-    for loader in (
-        dataloader_v1(STORY, shuffle=True),
-        DataLoader(GPTDatasetV1(STORY, gpt2_tokenizer(), context_size=5, stride=2), batch_size=3, shuffle=True),
-    ):
-        torch.manual_seed(7)
-        assert list(loader)
-        states.append(torch.get_rng_state().tolist())
-    assert states[0] == states[1]
-
-
-@pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
-def test_peter_rabbit_begins_with_the_known_windows():
-    inputs, targets = next(iter(dataloader_v1(PETER_RABBIT.read_text(encoding="utf-8"))))
-    assert inputs.tolist() == [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440], [612, 547, 1440, 1310, 22502]]
-    assert targets.tolist() == [[2402, 257, 640, 612, 547], [640, 612, 547, 1440, 1310], [547, 1440, 1310, 22502, 896]]
 
 
 def test_a_pickled_dataset_takes_two_bytes_a_token():
@@ -285,7 +221,7 @@ def test_tokens_are_kept_once_however_much_windows_overlap():
 
 
 def test_an_index_that_is_no_whole_number_is_refused():
-    dataset = GPTDatasetV1.from_token_ids(np.arange(9), 2, 2)
+    dataset = TokenWindows(np.arange(9), 2, 2)
     for index in (np.array(1.0), np.array([0.5]), np.array([True])):
         with pytest.raises(TypeError, match="a window is named by a whole number"):
             dataset[index]
@@ -327,7 +263,7 @@ def test_no_window_crosses_from_one_shard_into_another(
         for start, stop in itertools.pairwise(borders)
         for first in range(max(part.start, start), min(part.stop, stop) - context_size, stride)
     ]
-    dataset = GPTDatasetV1.from_token_ids(store, context_size, stride, ranges)
+    dataset = TokenWindows(store, context_size, stride, ranges)
     assert len(dataset) == len(windows)
     indices = data.draw(st.lists(st.integers(-len(windows), len(windows) - 1), max_size=20)) if windows else []
     batch = dataset[indices]
@@ -338,21 +274,9 @@ def test_no_window_crosses_from_one_shard_into_another(
     shutil.rmtree(folder)
 
 
-def test_windows_of_a_store_go_to_spawned_workers_as_its_path(tmp_path):
-    for number, name in enumerate(("b.bin", "a.bin")):
-        (np.arange(30_000, dtype="<u2") + number * 30_000).tofile(tmp_path / name)
-    store = open_raw([tmp_path / "b.bin", tmp_path / "a.bin"])
-    dataset = GPTDatasetV1.from_token_ids(store, 5, 3, [Range(0, 29_000), Range(29_900, 30_100), Range(50_000, 60_000)])
-    assert len(pickle.dumps(dataset)) < 1000
-    order = np.random.default_rng(1).permutation(len(dataset))[:64].reshape(8, 8)
-    options = {"sampler": order, "batch_size": None, "collate_fn": as_it_is}
-    spawned = DataLoader(dataset, num_workers=2, multiprocessing_context="spawn", **options)
-    assert as_lists(spawned) == as_lists(DataLoader(dataset, **options))
-
-
 def test_a_store_that_changed_since_is_refused_by_spawned_workers(tmp_path):
     np.arange(100, dtype="<u2").tofile(tmp_path / "tokens.bin")
-    pickled = pickle.dumps(GPTDatasetV1.from_token_ids(open_raw([tmp_path / "tokens.bin"]), 5, 3))
+    pickled = pickle.dumps(TokenWindows(open_raw([tmp_path / "tokens.bin"]), 5, 3))
     np.arange(1, 101, dtype="<u2").tofile(tmp_path / "tokens.bin")
     with pytest.raises(StoreError, match="has changed since it was opened"):
         pickle.loads(pickled)
@@ -360,6 +284,18 @@ def test_a_store_that_changed_since_is_refused_by_spawned_workers(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
 def test_a_window_may_be_named_by_any_integer_type(dtype):
-    dataset = GPTDatasetV1.from_token_ids(np.arange(1000), 2, 9, [Range(0, 500), Range(500, 1000)])
+    dataset = TokenWindows(np.arange(1000), 2, 9, [Range(0, 500), Range(500, 1000)])
     assert dataset[np.array([100, 3], dtype)].input_ids.tolist() == [[900 - 4, 900 - 3], [27, 28]]
     assert dataset[dtype(100)].input_ids.tolist() == [900 - 4, 900 - 3]
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8])
+def test_sizes_may_be_of_any_integer_type(integer):
+    windows = TokenWindows(np.arange(300), integer(4), integer(100))
+    assert [inputs.tolist() for inputs, _ in windows] == [list(range(start, start + 4)) for start in (0, 100, 200)]
+    assert type(windows.context_size) is type(windows.stride) is int
+
+
+def test_a_size_that_is_no_whole_number_is_an_error_that_names_its_setting():
+    with pytest.raises(TypeError, match=r"stride must be a whole number, got 2\.5\. Set data\.stride"):
+        whole_number("stride", 2.5)

@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt2_lit.lightning_private import validation_follows
+
 LOG_FOLDER = "logs"
 
 
@@ -135,10 +137,7 @@ class RunCheckpoint(Checkpoint):
         )
         self._seen_step = trainer.global_step
         # A run that goes on from here would leave out what comes between this step and the next.
-        epoch_loop, data_fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-        assert data_fetcher, "it has just given the batch"
-        validation_follows = epoch_loop._should_check_val_fx(data_fetcher)
-        if not validation_follows and not epoch_loop.batch_progress.is_last_batch:
+        if not validation_follows(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_if_due(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

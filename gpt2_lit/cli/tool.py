@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.windows import GPTDatasetV1
+    from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
 _COUNTED_TOKENS = 50_000_000  # for the most frequent ones; of a larger store, that many from all over it
@@ -295,7 +295,7 @@ def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
 
 
 def _share(
-    data: "GPTDataModule", dataset: "GPTDatasetV1", step: int, rank: int, world_size: int
+    data: "GPTDataModule", dataset: "TokenWindows", step: int, rank: int, world_size: int
 ) -> tuple[int, "np.ndarray", int]:
     """What one of the processes trains on at a step: the epoch, its windows, and the number of the batch in it."""
     from gpt2_lit.data.order import Position, WindowSampler
@@ -321,7 +321,7 @@ def _share(
     return place.epoch, next(iter(sampler)), len(sampler) - sampler.batches_from(place.window)
 
 
-def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "GPTDatasetV1"]:
+def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "TokenWindows"]:
     """The data of a source as a training has it; of a run's folder, with the options of the run."""
     from gpt2_lit.data.datamodule import GPTDataModule
 

@@ -32,7 +32,9 @@ from gpt2_lit.cli.run import (
 )
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import Batch
-from gpt2_lit.monitor.monitor import NORM_TAGS, EmbeddingMonitor, sample, token_counts, unigram_perplexity
+from gpt2_lit.lightning_private import batches_trained
+from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.monitor import NORM_TAGS, EmbeddingMonitor
 from gpt2_lit.monitor.stub import EmbeddingStub
 
 TRAINER_DEFAULTS = {
@@ -111,7 +113,7 @@ class RunProgressBar(TQDMProgressBar):
         super().on_train_start(*args)
         trainer: Trainer = args[0]
         self.begun = time.perf_counter()
-        self.batches_before = _batches_trained(trainer)
+        self.batches_before = batches_trained(trainer)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         shown = {
@@ -129,7 +131,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def _seconds_left(self, trainer: Trainer) -> float | None:
         """From the time that the batches of this run took, their validations among it; None if there is no end."""
-        trained = _batches_trained(trainer)
+        trained = batches_trained(trainer)
         left = (
             math.inf
             if trainer.max_epochs in (None, -1)
@@ -189,7 +191,7 @@ class RunReport(Callback):
     def _results(self, trainer: Trainer) -> str:
         """What came of a run, on a few lines: the first and last values logged, and the best ones."""
         change = {tag: f"{self.first[tag]:.2f} -> {self.last[tag]:.2f}" for tag in self.last if tag in self.first}
-        epochs = _batches_trained(trainer) / trainer.num_training_batches
+        epochs = batches_trained(trainer) / trainer.num_training_batches
         lines = {
             "trained": f"{trainer.global_step:,} steps, {epochs:.3g} epochs, {self.num_tokens:,} tokens in "
             f"{_minutes(self.seconds)} min",
@@ -204,7 +206,7 @@ class RunReport(Callback):
         if math.isinf(self.best_val_loss) or not isinstance(data, GPTDataModule) or data.val_dataset is None:
             return ""
         unigram = unigram_perplexity(
-            token_counts(data.train_dataset, data.vocab_size), sample(data.val_dataset).target_ids
+            token_counts(data.train_dataset, data.vocab_size), sample(data.val_dataset).target_ids.numpy()
         )
         perplexity = f"{math.exp(self.best_val_loss):,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
         return f"{self.best_val_loss:.2f}, perplexity {perplexity}"
@@ -251,10 +253,6 @@ class RunReport(Callback):
             f"  {purpose:<20}  {self.prog} fit --ckpt_path {checkpoint}{options}",
             flush=True,
         )
-
-
-def _batches_trained(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
 def _minutes(seconds: float) -> str:

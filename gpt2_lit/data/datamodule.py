@@ -1,23 +1,21 @@
 """windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
 
 import os
-import signal
-import threading
-import time
 import zlib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.data.order import ORDER_VERSION, Position, Shuffle, WindowSampler
+from gpt2_lit.data.loaders import batch_loader
+from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
+from gpt2_lit.data.progress import Progress
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import Batch, BatchLoader, DocumentBatch, GPTDatasetV1, as_it_is
+from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
 from gpt2_lit.store.token_store import TokenStore
@@ -27,29 +25,6 @@ from gpt2_lit.text.sources import Source, find_files
 from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
-
-
-class TimedDataLoader(BatchLoader):
-    """A DataLoader that counts how long it let the training wait, in ``seconds_waited``."""
-
-    seconds_waited = 0.0
-
-    # A generator, so that no worker starts before the first batch is asked for: Lightning makes the iterator earlier
-    # than it restores a checkpoint where the steps of the training are estimated.
-    def __iter__(self) -> Iterator[Batch | DocumentBatch]:
-        asked = time.perf_counter()
-        for batch in super().__iter__():
-            self.seconds_waited += time.perf_counter() - asked
-            yield batch
-            asked = time.perf_counter()
-
-    # The place in the data is kept by GPTDataModule. Without these two Lightning warns that a run which stopped within
-    # an epoch cannot go on where it was.
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
 
 
 class GPTDataModule(LightningDataModule):
@@ -173,10 +148,10 @@ class GPTDataModule(LightningDataModule):
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
         self.store: TokenStore | None = None
-        self.train_dataset: GPTDatasetV1 | None = None
-        self.val_dataset: GPTDatasetV1 | None = None
-        self.test_dataset: GPTDatasetV1 | None = None
-        self._restored: dict[str, Any] = {}
+        self.train_dataset: TokenWindows | None = None
+        self.val_dataset: TokenWindows | None = None
+        self.test_dataset: TokenWindows | None = None
+        self._progress_of_last_fit: Progress | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -225,7 +200,6 @@ class GPTDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open and split the tokens; ``stage`` may be fit, validate, test, predict, or None for all."""
-        self._restored = {}
         if self.train_dataset is None:
             if not self.trainer:
                 self.prepare_data()
@@ -245,27 +219,39 @@ class GPTDataModule(LightningDataModule):
                 raise ValueError("there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0.")
             if self.trainer:
                 self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
+        if self.trainer and stage == "fit" and self._progress is None:
+            progress = Progress(self.trainer, self.train_sampler(*self._rank_and_world_size), self._identity)
+            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, Progress)]
+            self.trainer.callbacks = [progress, *others]
+            self._progress_of_last_fit = progress
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
             else:
                 self.test_dataset = self._evaluation_windows("test_source", self.test_source)
 
-    def train_dataloader(self) -> DataLoader:
-        dataset = _set_up(self.train_dataset)
-        sampler = self._train_sampler
+    def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
+        """The order of training, of which each of several processes has a share."""
+        num_windows = len(_set_up(self.train_dataset))
+        sampler = WindowSampler(
+            num_windows,
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+            self.drop_last or world_size > 1,
+            rank,
+            world_size,
+        )
         if not len(sampler):
-            raise ValueError(
-                f"no training batch is full: {sampler.num_replicas} x batch_size {self.batch_size} windows, and the "
-                f"train split has {len(dataset)}. Lower data.batch_size or data.stride, or set data.drop_last to false."
+            or_keep_it = ", or set data.drop_last to false" if world_size == 1 else ""
+            raise InvalidValue(
+                f"too few windows for one full batch: {world_size} x batch_size {self.batch_size} windows, and the "
+                f"train split has {num_windows}. Lower data.batch_size or data.stride{or_keep_it}."
             )
-        if self._restored:
-            self._check_same_data()
-            if not self.trainer:
-                raise RuntimeError(
-                    "to go on from a checkpoint takes a Trainer: trainer.fit(model, data, ckpt_path=...)."
-                )
-        return self._loader(dataset, sampler)
+        return sampler
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(_set_up(self.train_dataset), self._train_sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
@@ -281,23 +267,14 @@ class GPTDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, in windows, and what it is a place in; plain numbers and strings."""
-        if not self.trainer or self.train_dataset is None:
-            return {}
-        epoch, window = self._position()
-        return {
-            "epoch": epoch,
-            "window": window,
-            "batches": self._batches_trained(),
-            "global_batch": self._train_sampler.global_batch,
-            **self._identity,
-        }
+        """The position in the data, in plain numbers and strings; empty before a training."""
+        return self._progress.state() if self._progress else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
-        if self.trainer and self.trainer.state.fn == "fit":
-            self._check_same_data()
-            self._align_batches_of_the_epoch()
+        if self.trainer is None:
+            raise RuntimeError("resuming from a checkpoint takes a Trainer: trainer.fit(model, data, ckpt_path=...).")
+        if self._progress and self.trainer.state.fn == "fit":
+            self._progress.restore(state_dict)
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
@@ -320,7 +297,7 @@ class GPTDataModule(LightningDataModule):
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
-    def _datasets(self) -> dict[str, GPTDatasetV1]:
+    def _datasets(self) -> dict[str, TokenWindows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
@@ -329,11 +306,11 @@ class GPTDataModule(LightningDataModule):
         words = None if self.tokenizer_name == "gpt2" else self.tokenizer
         return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
 
-    def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> GPTDatasetV1:
+    def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self._cache.recipe.end_of_text if self.document_ids else None
-        return GPTDatasetV1.from_token_ids(store, self.context_size, stride, ranges, end_of_text)
+        return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
-    def _evaluation_windows(self, name: str, source: Source) -> GPTDatasetV1:
+    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
         store = self._cache.open(source)
         dataset = self._windows(store, self.context_size, [Range(0, len(store))])
         if not len(dataset):
@@ -343,71 +320,40 @@ class GPTDataModule(LightningDataModule):
             )
         return dataset
 
-    def _loader(self, dataset: GPTDatasetV1, sampler: WindowSampler) -> DataLoader:
+    def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
         if self.trainer and self.trainer.overfit_batches:
             # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
             return DataLoader(dataset, batch_size=self.batch_size)
         pin_memory = self.pin_memory
         if pin_memory is None:
             pin_memory = bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
-        return TimedDataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=as_it_is,
-            pin_memory=pin_memory,
-            persistent_workers=self.num_workers > 0,
-            # Or torch draws a seed for the workers, and dropout differs with their number, and when a run goes on.
-            generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_main_process,
-            # Beside the threads of a process group a forked worker may wait for ever for a lock that one of them held:
-            # pytorch/pytorch#75147. A spawned one gets the store's path, not the tokens.
-            multiprocessing_context="spawn" if self.num_workers and self._world_size > 1 else None,
-        )
+        return batch_loader(dataset, sampler, self.num_workers, pin_memory)
 
-    def _evaluation_loader(self, dataset: GPTDatasetV1) -> DataLoader:
-        rank, world_size = self._rank, self._world_size
+    def _evaluation_loader(self, dataset: TokenWindows) -> DataLoader:
+        rank, world_size = self._rank_and_world_size
         sampler = WindowSampler(
             len(dataset), self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
         )
         return self._loader(dataset, sampler)
 
     @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
+    def _progress(self) -> Progress | None:
+        """That of the trainer at hand, once it has begun a fit."""
+        progress = self._progress_of_last_fit
+        return progress if progress and progress.trainer is self.trainer else None
 
     @property
     def _train_sampler(self) -> WindowSampler:
-        return WindowSampler(
-            len(_set_up(self.train_dataset)),
-            self.batch_size,
-            seed=self.seed,
-            shuffle=self.shuffle,
-            drop_last=self.drop_last or self._world_size > 1,
-            rank=self._rank,
-            world_size=self._world_size,
-            position=self._position if self.trainer else None,
-        )
+        """One for all passes of a trainer; without a trainer a new one, which begins with the first epoch."""
+        return self._progress.sampler if self._progress else self.train_sampler()
 
-    def _batches_trained(self) -> int:
-        # Counted by Lightning, not here: workers prefetch, so what was handed out has not all been trained on.
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
-
-    def _position(self) -> Position:
-        """How far the training has come: from where it was restored, the batches since."""
-        restored = Position(self._restored.get("epoch", 0), self._restored.get("window", 0))
-        # The counters are restored after this module: until then they are below what the checkpoint says.
-        batches = max(self._batches_trained() - self._restored.get("batches", 0), 0)
-        return self._train_sampler.after(restored, batches)
-
-    @cached_property
+    @property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a place in the data to mean the same. The batch size may change."""
+        """What a position in the data refers to. The batch size may change."""
         dataset = _set_up(self.train_dataset)
         assert self.store is not None
         return {
@@ -421,61 +367,12 @@ class GPTDataModule(LightningDataModule):
             "ranges": zlib.crc32(np.array(dataset.ranges).data),
         }
 
-    def _check_same_data(self) -> None:
-        """Refuse to go on with a run on other data: its place would be a place among other windows."""
-        differing = {k: (self._restored.get(k), v) for k, v in self._identity.items() if self._restored.get(k) != v}
-        if differing:
-            raise ValueError(
-                "the checkpoint is of a run on other data: "
-                + ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in differing.items())
-                + ". Give the data options of that run (they are in the config.yaml beside its checkpoints), or start "
-                "a new run from its weights: EmbeddingStub.load_from_checkpoint(path)."
-            )
 
-    def _align_batches_of_the_epoch(self) -> None:
-        """Where batches have another size now, tell Lightning, which counts batches, how many the epoch still has."""
-        assert self.trainer
-        sampler = self._train_sampler
-        whole_epochs = self.trainer.limit_train_batches == 1.0
-        if not whole_epochs or self._restored["global_batch"] == sampler.global_batch:
-            return
-        # In the checkpoint, from which Lightning takes its counters only after this.
-        loops = self.trainer._checkpoint_connector._loaded_checkpoint["loops"]
-        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["is_last_batch"]:  # it is over, also if what was left out would make a batch of the new size
-            self._restored = {**self._restored, "epoch": self._restored["epoch"] + 1, "window": 0}
-            batches_left = 0
-        else:
-            batches_left = sampler.batches_from(self._restored["window"])
-            progress["is_last_batch"] = not batches_left
-        current = progress["current"]
-        shift = len(sampler) - batches_left - current["processed"]
-        for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
-            current[count] += shift
-
-
-def _set_up(dataset: GPTDatasetV1 | None) -> GPTDatasetV1:
+def _set_up(dataset: TokenWindows | None) -> TokenWindows:
     if dataset is None:
         raise RuntimeError('the data is not set up yet: call setup("fit") first (the Trainer does it by itself).')
     return dataset
 
 
-def _split_line(dataset: GPTDatasetV1, total: int) -> str:
+def _split_line(dataset: TokenWindows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
-
-
-def _leave_signals_to_the_main_process(worker_id: int) -> None:
-    """A terminal sends Ctrl-C to every process, and ``timeout``, systemd and Slurm send SIGTERM to every process.
-
-    A worker that died of it would take the run's checkpoint along. By a SIGTERM from the main process it ends.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
-
-
-def _end_when_the_main_process_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -1,5 +1,6 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
@@ -8,11 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import Dataset
 
 from gpt2_lit.data.split import Range
+from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.bpe import gpt2_tokenizer
 from gpt2_lit.text.tokenizer import Encoder, token_array
 
 
@@ -27,111 +28,59 @@ class Batch(NamedTuple):
 
 
 class DocumentBatch(NamedTuple):
-    """A batch that also tells its documents apart, for models that shall not look from one into another.
-
-    All are contiguous int64 tensors of shape (B, T), or (T,) for a single window.
-    """
+    """A batch for models that keep documents apart: it has the position and the document of each token, too."""
 
     input_ids: Int64[Tensor, "*B T"]
     target_ids: Int64[Tensor, "*B T"]
-    position_ids: Int64[Tensor, "*B T"]  # places in the document, from 0 where one begins in the window
+    position_ids: Int64[Tensor, "*B T"]  # in its document, from 0 where the document begins in the window
     document_ids: Int64[Tensor, "*B T"]  # 0 for the first document of the window, 1 for the second
 
 
-class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
-    """Every window of ``context_size`` tokens of a text, one each ``stride`` tokens.
+class TokenWindows(Dataset[Batch | DocumentBatch]):
+    """Every window of ``context_size`` tokens, one each ``stride`` tokens, computed when asked for.
 
-    A target is its input moved one token on, so a window needs ``context_size + 1`` tokens.
-    Tokens after the last full window are left out. The tokens are kept once, two bytes each; a window is a place
-    among them. ``dataset[3]`` is one window, ``dataset[[3, 1, 4]]`` a batch made in one go.
+    A target is its input moved one token on, so a window needs ``context_size + 1`` tokens. Tokens after the last full
+    window are left out. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
-        txt: The text.
-        tokenizer: Anything with ``encode(text) -> list[int]``.
+        tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring windows, in tokens.
+        ranges: The parts of the tokens to cut windows from. No window crosses the border of a range, nor that of a
+            segment of a store. None is all tokens.
+        end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
 
     Raises:
-        ValueError: If ``context_size`` or ``stride`` is below 1.
+        TypeError: If ``context_size`` or ``stride`` is not a whole number.
+        ValueError: If it is below 1.
 
     Example:
-        >>> dataset = GPTDatasetV1("Once upon a time there were four", gpt2_tokenizer(), context_size=3, stride=2)
-        >>> [(window.input_ids.tolist(), window.target_ids.tolist()) for window in dataset]
-        [([7454, 2402, 257], [2402, 257, 640]), ([257, 640, 612], [640, 612, 547])]
+        >>> windows = TokenWindows(np.arange(9), context_size=2, stride=2, ranges=[Range(0, 4), Range(5, 9)])
+        >>> windows[[0, 1]].input_ids.tolist()
+        [[0, 1], [5, 6]]
     """
 
-    def __init__(self, txt: str, tokenizer: Encoder, context_size: int, stride: int) -> None:
-        self._set_up(token_array(tokenizer, txt), context_size, stride)
-
-    @classmethod
-    def from_token_ids(
-        cls,
-        token_ids: np.ndarray | TokenStore,
-        context_size: int,
-        stride: int,
-        ranges: Sequence[Range] | None = None,
-        end_of_text: int | None = None,
-    ) -> "GPTDatasetV1":
-        """The same over tokens that are encoded already.
-
-        Args:
-            token_ids: The tokens in reading order: an array of shape (N,), in memory or memory-mapped, or a store.
-            context_size: Length of a window, in tokens.
-            stride: Distance between the starts of neighbouring windows of a range, in tokens.
-            ranges: The parts of the tokens to cut windows from; no window crosses from one into another, nor from one
-                shard of a store into the next. None is all of them.
-            end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
-
-        Example:
-            >>> dataset = GPTDatasetV1.from_token_ids(np.arange(9), 2, 2, ranges=[Range(0, 4), Range(5, 9)])
-            >>> dataset[[0, 1]].input_ids.tolist()
-            [[0, 1], [5, 6]]
-        """
-        dataset = cls.__new__(cls)
-        dataset._set_up(token_ids, context_size, stride, ranges, end_of_text)
-        return dataset
-
-    def _set_up(
+    def __init__(
         self,
-        token_ids: np.ndarray | TokenStore,
-        context_size: int,
-        stride: int,
+        tokens: np.ndarray | TokenStore,
+        context_size: SupportsIndex,
+        stride: SupportsIndex,
         ranges: Sequence[Range] | None = None,
         end_of_text: int | None = None,
     ) -> None:
-        for name, tokens in (("context_size", context_size), ("stride", stride)):
-            if tokens < 1:
-                raise ValueError(f"{name} must be at least 1 token, got {tokens}. Set data.{name}.")
-        self.token_ids = token_ids if isinstance(token_ids, TokenStore) else np.ascontiguousarray(token_ids)
-        self.context_size = context_size
-        self.stride = stride
+        self.tokens = tokens if isinstance(tokens, TokenStore) else TokenStore.of_array(tokens)
+        self.context_size = whole_number("context_size", context_size, unit=" token")
+        self.stride = whole_number("stride", stride, unit=" token")
+        self.ranges = [Range(0, len(self.tokens))] if ranges is None else list(ranges)
         self.end_of_text = end_of_text
-        tokens = self.token_ids if isinstance(self.token_ids, TokenStore) else TokenStore.of_array(self.token_ids)
-        self._tokens = tokens
-        self.ranges = [Range(0, len(tokens))] if ranges is None else list(ranges)
-        segments = tokens.segments
-        windows, starts = [], []
-        for part in self.ranges:
-            segment = bisect_right(segments, part.start, key=lambda segment: segment[1])
-            while segment < len(segments) and segments[segment][0] < part.stop:
-                start = max(part.start, segments[segment][0])
-                num_tokens = min(part.stop, segments[segment][1]) - start
-                windows.append(max(0, -((context_size - num_tokens) // stride)))
-                starts.append(start)
-                segment += 1
-        self._windows_before = np.cumsum([0, *windows])
-        self._first_starts = np.array(starts, dtype=np.int64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What another process gets: of a store the path, not the tokens."""
-        return {name: getattr(self, name) for name in ("token_ids", "context_size", "stride", "ranges", "end_of_text")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up(**state)
+        pieces = list(_pieces(self.ranges, self.tokens.segments))
+        num_windows = [max(0, -((self.context_size - piece.num_tokens) // self.stride)) for piece in pieces]
+        self._piece_starts = np.array([piece.start for piece in pieces], np.int64)
+        self._windows_before = np.cumsum([0, *num_windows])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the ranges, those after the last full window among them."""
+        """Tokens in the ranges, including those after the last full window."""
         return sum(r.num_tokens for r in self.ranges)
 
     def __len__(self) -> int:
@@ -139,102 +88,81 @@ class GPTDatasetV1(Dataset[Batch | DocumentBatch]):
 
     def __getitem__(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> Batch | DocumentBatch:
         """One window, shape (T,), or those of several indices, shape (B, T)."""
-        windows, num_windows = np.asarray(index), len(self)
-        if not windows.size:
-            windows = windows.astype(np.int64)
-        elif windows.dtype.kind not in "iu":
-            raise TypeError(f"a window is named by a whole number, got {index!r}.")
-        else:
-            lowest = windows.min()
-            if not -num_windows <= lowest <= windows.max() < num_windows:
-                raise IndexError(f"there is no window {index}: the dataset has {num_windows}, from 0.")
-            windows = windows.astype(np.int64, copy=False)  # places among the tokens are beyond smaller types
-            if lowest < 0:
-                windows = windows % num_windows
-        starts = np.atleast_1d(self._starts_of(windows))
-        rows = self._tokens.rows(starts, self.context_size + 1).reshape(*windows.shape, self.context_size + 1)
+        windows = self._checked(index)
+        starts = self._starts(windows.reshape(-1))
+        rows = self.tokens.rows(starts, self.context_size + 1).reshape(*windows.shape, self.context_size + 1)
         batch = Batch(
             torch.from_numpy(rows[..., :-1].astype(np.int64)),
             torch.from_numpy(rows[..., 1:].astype(np.int64)),
         )
         return batch if self.end_of_text is None else DocumentBatch(*batch, *_documents(rows, self.end_of_text))
 
-    def _starts_of(self, windows: np.ndarray | np.integer) -> np.ndarray | np.integer:
+    def _checked(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> np.ndarray:
+        """The windows that an index names, from 0."""
+        windows, num_windows = np.asarray(index), len(self)
+        if not windows.size:
+            return windows.astype(np.int64)
+        if windows.dtype.kind not in "iu":
+            raise InvalidType(f"a window is named by a whole number, got {index!r}.")
+        lowest = windows.min()
+        if not -num_windows <= lowest <= windows.max() < num_windows:
+            raise InvalidIndex(f"there is no window {index}: the dataset has {num_windows}, from 0.")
+        windows = windows.astype(np.int64, copy=False)  # smaller types do not hold the positions of tokens
+        return np.where(windows < 0, windows + num_windows, windows) if lowest < 0 else windows
+
+    def _starts(self, windows: np.ndarray) -> np.ndarray:
         """The position of the first token of each window."""
-        if len(self._first_starts) == 1:
-            return self._first_starts[0] + windows * self.stride
-        part = np.searchsorted(self._windows_before, windows, side="right") - 1
-        return self._first_starts[part] + (windows - self._windows_before[part]) * self.stride
+        if len(self._piece_starts) == 1:
+            return self._piece_starts[0] + windows * self.stride
+        piece = np.searchsorted(self._windows_before, windows, side="right") - 1
+        return self._piece_starts[piece] + (windows - self._windows_before[piece]) * self.stride
+
+
+class GPTDatasetV1(TokenWindows):
+    """Every window of ``context_size`` tokens of a text, one each ``stride`` tokens; see :class:`TokenWindows`.
+
+    Args:
+        txt: The text.
+        tokenizer: Anything with ``encode(text) -> list[int]``.
+        context_size: Length of a window, in tokens.
+        stride: Distance between the starts of neighbouring windows, in tokens.
+
+    Example:
+        >>> from gpt2_lit import gpt2_tokenizer
+        >>> dataset = GPTDatasetV1("Once upon a time there were four", gpt2_tokenizer(), context_size=3, stride=2)
+        >>> [(window.input_ids.tolist(), window.target_ids.tolist()) for window in dataset]
+        [([7454, 2402, 257], [2402, 257, 640]), ([257, 640, 612], [640, 612, 547])]
+    """
+
+    def __init__(self, txt: str, tokenizer: Encoder, context_size: SupportsIndex, stride: SupportsIndex) -> None:
+        super().__init__(token_array(tokenizer, txt), context_size, stride)
+
+
+def whole_number(name: str, value: Any, least: int = 1, unit: str = "") -> int:
+    """A setting of the data, which must be a whole number of any integer type, as an int."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set data.{name}.") from None
+    if number < least:
+        raise InvalidValue(f"{name} must be at least {least}{unit}, got {number}. Set data.{name}.")
+    return number
+
+
+def _pieces(ranges: Sequence[Range], segments: Sequence[tuple[int, int]]) -> Iterator[Range]:
+    """What the ranges and the segments of a store have in common; a window lies within one piece."""
+    for part in ranges:
+        number = bisect_right(segments, part.start, key=lambda segment: segment[1])
+        while number < len(segments) and segments[number][0] < part.stop:
+            start, stop = segments[number]
+            yield Range(max(part.start, start), min(part.stop, stop))
+            number += 1
 
 
 def _documents(rows: np.ndarray, end_of_text: int) -> tuple[Tensor, Tensor]:
     """The position in its document, and the number of the document, of each token of rows but their last."""
     begins = np.zeros((*rows.shape[:-1], rows.shape[-1] - 1), dtype=np.int64)
     begins[..., 1:] = rows[..., :-2] == end_of_text
-    places = np.arange(begins.shape[-1])
-    document_starts = np.maximum.accumulate(begins * places, axis=-1)
-    return torch.from_numpy(places - document_starts), torch.from_numpy(begins.cumsum(axis=-1))
-
-
-class BatchLoader(DataLoader[Batch | DocumentBatch]):
-    """A DataLoader for a sampler that gives whole batches of indices; in one process it asks the dataset itself.
-
-    torch's iterator, which is for all that a DataLoader can do, takes longer for a small batch than making it.
-    """
-
-    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
-        if self.num_workers or self.pin_memory:
-            return super().__iter__()
-        # torch draws a seed for its workers, also where it has none: what is drawn after it shall be the same.
-        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        return map(self.dataset.__getitem__, self.sampler)
-
-
-def dataloader_v1(
-    txt: str,
-    batch_size: int = 3,
-    context_size: int = 5,
-    stride: int = 2,
-    shuffle: bool = False,
-    drop_last: bool = True,
-    num_workers: int = 0,
-) -> DataLoader:
-    """Batches of GPT-2 token windows of a text.
-
-    Args:
-        txt: The text.
-        batch_size: Windows in a batch, B.
-        context_size: Tokens in a window, T.
-        stride: Distance between the starts of neighbouring windows, in tokens.
-        shuffle: Whether to draw the windows in a random order, another each epoch; ``torch.manual_seed`` decides it.
-        drop_last: Whether to leave out a last batch that is not full.
-        num_workers: Processes that prepare batches; 0 is this one.
-
-    Returns:
-        A loader of :class:`Batch`, two tensors of shape (B, T).
-
-    Raises:
-        ValueError: If ``batch_size``, ``context_size`` or ``stride`` is below 1.
-
-    Example:
-        >>> inputs, targets = next(iter(dataloader_v1("Once upon a time there were four little Rabbits", batch_size=2)))
-        >>> inputs.tolist()
-        [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440]]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 window, got {batch_size}.")
-    dataset = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
-    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    # batch_size=None hands the dataset a whole list of indices: one gather a batch.
-    return BatchLoader(
-        dataset,
-        sampler=BatchSampler(order, batch_size, drop_last),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=as_it_is,
-    )
-
-
-def as_it_is(batch: Any) -> Any:
-    """What a DataLoader shall do to a batch that is one already."""
-    return batch
+    positions = np.arange(begins.shape[-1])
+    document_starts = np.maximum.accumulate(begins * positions, axis=-1)
+    return torch.from_numpy(positions - document_starts), torch.from_numpy(begins.cumsum(axis=-1))

@@ -34,15 +34,15 @@ def mean_norm(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, ""]:
 
 
 def row_norms(table: Float[Tensor, "V D"], ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """The norms of the rows of a table that ids name. However often a row is named, it is read once.
+    """The norm of each id's row of a table. A row is read once, however often its id comes.
 
     Example:
         >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[0, 0], [1, 0]]))
         tensor([[5., 5.],
                 [1., 5.]])
     """
-    rows, places = ids.unique(return_inverse=True)
-    return vector_norms(F.embedding(rows, table))[places]
+    rows, inverse = ids.unique(return_inverse=True)
+    return vector_norms(F.embedding(rows, table))[inverse]
 
 
 def embedding_norms(
@@ -52,18 +52,18 @@ def embedding_norms(
     start_position: int = 0,
     position_ids: Int[Tensor, "..."] | None = None,
 ) -> dict[str, Float[Tensor, "*_"]]:
-    """The norms of what an embedding has added up for a batch, and of the sums.
+    """The norms of the vectors that an embedding added up for a batch, and of their sums.
 
     Args:
         embedding: The module.
-        input_ids: What it was given.
-        vectors: What it made of them.
-        start_position: The place of the first token.
-        position_ids: The place of each token, if that was given instead.
+        input_ids: Its input.
+        vectors: Its output.
+        start_position: As it was given to the module.
+        position_ids: The same.
 
     Returns:
-        ``token``, shape (B, T), ``position``, shape (T,) or that of position_ids, and ``input``, shape (B, T): what the
-        backbone receives.
+        ``token``, shape (B, T); ``position``, shape (T,) or that of position_ids; ``input``, shape (B, T), of the
+        vectors that the backbone receives.
 
     Example:
         >>> embedding, input_ids = EmbeddingModule(10, 4, 5), torch.tensor([[1, 2, 3], [3, 2, 1]])
@@ -84,7 +84,7 @@ def embedding_norms(
 
 
 class Band(NamedTuple):
-    """Where most of some numbers lie: their mean, and the values that 5 % and 95 % of them do not exceed."""
+    """The mean of some numbers, and their 5th and 95th percentiles."""
 
     mean: Float[Tensor, ""]
     p05: Float[Tensor, ""]
@@ -92,7 +92,7 @@ class Band(NamedTuple):
 
 
 def band(norms: Float[Tensor, "*N"]) -> Band:
-    """The mean and the 5th and 95th percentile; between two neighbours the percentiles are interpolated.
+    """The mean and the 5th and 95th percentile of all norms, interpolated linearly.
 
     Example:
         >>> [round(value.item(), 2) for value in band(torch.arange(101.0))]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from gpt2_lit.errors import InvalidValue, MissingFile, MissingPackage
 from gpt2_lit.store.storage import write_aside
 
 # The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
@@ -20,7 +21,7 @@ TABLE_NAMES = (
     ("token_embedding.weight", "position_embedding.weight"),  # EmbeddingModule
 )
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"  # of weights in several files: which of them holds which tensor
+INDEX = "model.safetensors.index.json"  # of weights in several files: which file holds which tensor
 
 
 class Tables(NamedTuple):
@@ -34,9 +35,9 @@ def read_tables(source: str | Path) -> Tables:
     """Read the two tables of a GPT-2 and no other tensor of it, as float32.
 
     Args:
-        source: A safetensors file; a checkpoint of PyTorch or Lightning (any other file); a folder with
-            model.safetensors, whole or in parts; or a repository on Hugging Face, such as openai-community/gpt2, which
-            is downloaded the first time.
+        source: A safetensors file; a checkpoint of PyTorch or Lightning (any other file); a directory with
+            model.safetensors, in one file or several; or a repository on Hugging Face, such as openai-community/gpt2,
+            which is downloaded once.
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
@@ -47,14 +48,14 @@ def read_tables(source: str | Path) -> Tables:
     if not path.exists():
         path = _download(str(source))
     if path.is_dir():
-        tables = _from_folder(path)
+        tables = _from_directory(path)
     elif path.suffix == ".safetensors":
         tables = _from_safetensors(path)
     else:
         tables = _from_checkpoint(path)
     token, position = tables
     if any(table.ndim != 2 or not table.is_floating_point() or table.shape[1] != token.shape[-1] for table in tables):
-        raise ValueError(
+        raise InvalidValue(
             f"the tables must hold vectors of one length, (V, D) and (T, D), but those of {source} are {token.dtype} "
             f"of shape {tuple(token.shape)} and {position.dtype} of shape {tuple(position.shape)}."
         )
@@ -62,27 +63,27 @@ def read_tables(source: str | Path) -> Tables:
 
 
 def _download(repository: str) -> Path:
-    """The folder with the weights of a Hugging Face repository; without a network that of an earlier download."""
+    """The directory of a Hugging Face repository's weights, from the network or from an earlier download."""
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repository) or repository.endswith(".safetensors"):
-        raise FileNotFoundError(f"there is no file or folder {repository}.")
+        raise MissingFile(f"there is no file or directory {repository}.")
     hub = _import("huggingface_hub")
     try:
         return Path(hub.snapshot_download(repository, allow_patterns=[WEIGHTS, INDEX, "model-*.safetensors"]))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"there is no file or folder {repository}, and no repository of this name could be downloaded from Hugging "
-            f"Face: {_first_line(error)} Give the path of a file with the weights, or download them where there is a "
-            f"network: hf download openai-community/gpt2 {WEIGHTS}"
+        raise MissingFile(
+            f"there is no file or directory {repository}, and no repository of this name could be downloaded from "
+            f"Hugging Face: {_first_line(error)} Give the path of a file with the weights, or download them where "
+            f"there is a network: hf download openai-community/gpt2 {WEIGHTS}"
         ) from error
 
 
-def _from_folder(folder: Path) -> list[Tensor]:
-    if (folder / WEIGHTS).exists():
-        return _from_safetensors(folder / WEIGHTS)
-    if not (folder / INDEX).exists():
-        raise FileNotFoundError(f"there is neither {WEIGHTS} nor {INDEX} in {folder}. Give the path of a file.")
-    file_of = json.loads((folder / INDEX).read_text())["weight_map"]
-    return [_open(folder / file_of[name]).get_tensor(name) for name in _names_of_tables(file_of, folder / INDEX)]
+def _from_directory(directory: Path) -> list[Tensor]:
+    if (directory / WEIGHTS).exists():
+        return _from_safetensors(directory / WEIGHTS)
+    if not (directory / INDEX).exists():
+        raise MissingFile(f"there is neither {WEIGHTS} nor {INDEX} in {directory}. Give the path of a file.")
+    file_of = json.loads((directory / INDEX).read_text())["weight_map"]
+    return [_open(directory / file_of[name]).get_tensor(name) for name in _names_of_tables(file_of, directory / INDEX)]
 
 
 def _from_safetensors(path: Path) -> list[Tensor]:
@@ -91,14 +92,14 @@ def _from_safetensors(path: Path) -> list[Tensor]:
 
 
 def _open(path: Path) -> Any:
-    """A safetensors file, of which only the header is read yet."""
+    """A safetensors file, of which only the header has been read."""
     safetensors = _import("safetensors")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing, which {INDEX} beside it names. Download it, too.")
+        raise MissingFile(f"{path} is missing, which {INDEX} beside it names. Download it, too.")
     try:
         return safetensors.safe_open(path, framework="pt")
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or not whole: {_first_line(error)}") from error
+        raise InvalidValue(f"{path} is not a valid safetensors file, or is truncated: {_first_line(error)}") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -106,29 +107,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint that can be read without running code from it.
+        ValueError: If it cannot be read as a checkpoint without running code from it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}. Give the path of a checkpoint.")
+        raise MissingFile(f"there is no file {path}. Give the path of a checkpoint.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many types as there are ways for a file not to be one
-        raise ValueError(f"{path} is no checkpoint of tensors and plain values: {_first_line(error)}") from error
+        raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
+        raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
     for name in ("state_dict", "model"):  # where Lightning and nanoGPT have the weights
         state = state.get(name, state)
     return state
 
 
 def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write weights as a safetensors file, whole or not at all.
+    """Write weights as a safetensors file, atomically.
 
     Raises:
         ImportError: If safetensors is not installed.
     """
     save = _import("safetensors.torch").save
-    # Each with memory of its own, as the format wants it, also where two share it.
+    # The format refuses tensors that share memory.
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     with write_aside(Path(path)) as file:
         file.write(save(tensors, metadata={"format": "pt"}))
@@ -152,7 +153,7 @@ def _names_of_tables(names: Collection[str], source: Path) -> tuple[str, str]:
         return pairs[0]
     found = ", ".join(token for token, _ in pairs) or "none"
     some = ", ".join(sorted(names)[:20])
-    raise ValueError(
+    raise InvalidValue(
         f"a file must hold one pair of tables, as {' or '.join(' and '.join(pair) for pair in TABLE_NAMES)}, with any "
         f"prefix; {source} has {found} among {len(names)} tensors: {some}{' ...' if len(names) > 20 else '.'}"
     )
@@ -162,7 +163,7 @@ def _import(package: str) -> Any:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingPackage(
             f"published weights need the package {package}. Install it with: pip install 'gpt2-lit[pretrained]'"
         ) from error
 

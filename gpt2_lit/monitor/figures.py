@@ -1,7 +1,6 @@
 """numbers -> figures: a heat map and a line chart, with title, axes and units, as images.
 
-Drawn with Pillow, which comes with TensorBoard, and not with matplotlib, which torchmetrics imports at every start of
-a training (0.4 s) wherever it is installed.
+Drawn with Pillow, which comes with TensorBoard: matplotlib, wherever it is installed, costs each training 0.4 s.
 """
 
 import numpy as np
@@ -32,7 +31,7 @@ LMS_TO_RGB = np.array(
 def colors(values: Float[np.ndarray, "*N"]) -> UInt8[np.ndarray, "*N 3"]:
     """Colours from blue for -1 over white for 0 to red for 1: equal steps of a value look equally large.
 
-    The way from white to either end is a straight line in OKLab, a colour space in which distances are those seen.
+    From white to either end is a straight line in OKLab, a colour space in which distances are those seen.
 
     Example:
         >>> colors(np.array([0.0])).tolist()
@@ -48,13 +47,13 @@ def colors(values: Float[np.ndarray, "*N"]) -> UInt8[np.ndarray, "*N 3"]:
 
 
 def heat_map(
-    values: Float[np.ndarray, "M M"], places: Shaped[np.ndarray, " M"], title: str, subtitle: str, label: str
+    values: Float[np.ndarray, "M M"], positions: Shaped[np.ndarray, " M"], title: str, subtitle: str, label: str
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A table of values from -1 to 1 as colours, with a bar that says which colour is which value.
 
     Args:
         values: What to show; row 0 is at the top.
-        places: What the rows and columns stand for: rising whole numbers.
+        positions: The numbers of the rows and columns, rising.
         title: What the values are.
         subtitle: Where they are from.
         label: What the rows and columns are, with the unit.
@@ -66,9 +65,9 @@ def heat_map(
     image, draw = _paper(title, subtitle, TOP + SIDE + BOTTOM)
     cells = Image.fromarray(colors(values)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     image.paste(cells, (LEFT, TOP))
-    for tick in nice_ticks(float(places[0]), float(places[-1]), whole=True):
-        # The middle of the cell of that place; where some places are left out, between the cells of two.
-        at = SIDE * (np.interp(tick, places, np.arange(len(places))) + 0.5) / len(places)
+    for tick in nice_ticks(float(positions[0]), float(positions[-1]), whole=True):
+        # The middle of that cell, or between two cells where positions are left out.
+        at = SIDE * (np.interp(tick, positions, np.arange(len(positions))) + 0.5) / len(positions)
         _tick(draw, tick, LEFT + at, float(TOP + SIDE), below=True)
         _tick(draw, tick, float(LEFT), TOP + at, below=False)
     _axis_labels(image, draw, label, label, SIDE, SIDE)
@@ -88,11 +87,11 @@ def heat_map(
 def line_chart(
     values: Float[np.ndarray, " N"], expected: float, title: str, subtitle: str, x_label: str, y_label: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Values from 0 up as a line over their numbers, beside a level that is named in the chart.
+    """Values from 0 up as a line over their numbers, and a level to compare them with.
 
     Args:
         values: What to show; the first is number 0.
-        expected: The level, drawn as a broken line.
+        expected: A level, drawn as a broken line.
         title: What the values are.
         subtitle: Where they are from.
         x_label: What their numbers are, with the unit.
@@ -107,20 +106,20 @@ def line_chart(
     last = max(len(values) - 1.0, 1.0)
     top = 1.08 * max(float(values.max()), expected) or 1.0
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def pixels(x: float, y: float) -> tuple[float, float]:
         return LEFT + x / last * width, TOP + (1 - y / top) * height
 
     for tick in nice_ticks(0.0, top):
-        x, y = place(0.0, tick)
+        x, y = pixels(0.0, tick)
         draw.line([(x, y), (x + width, y)], fill=GRID, width=3)
         _tick(draw, tick, x, y, below=False)
     for tick in nice_ticks(0.0, last, whole=True):
-        _tick(draw, tick, *place(tick, 0.0), below=True)
-    line = [place(float(x), y) for x, y in enumerate(values.tolist())]
+        _tick(draw, tick, *pixels(tick, 0.0), below=True)
+    line = [pixels(float(x), y) for x, y in enumerate(values.tolist())]
     if len(line) == 1:  # a line as long as it is wide
         line.append((line[0][0] + 6, line[0][1]))
     draw.line(line, fill=LINE, width=6, joint="curve")
-    x, y = place(0.0, expected)
+    x, y = pixels(0.0, expected)
     for dash in range(0, width, 32):
         draw.line([(x + dash, y), (x + min(dash + 18, width), y)], fill=INK, width=4)
     draw.line([(LEFT, TOP), (LEFT, TOP + height), (LEFT + width, TOP + height)], fill=INK, width=3)

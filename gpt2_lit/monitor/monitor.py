@@ -1,9 +1,9 @@
-"""tables -> pictures in TensorBoard: how an embedding grows, whatever model is around it."""
+"""tables -> curves and pictures in TensorBoard: how an embedding changes in training, in any model."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +14,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gpt2_lit.data.windows import Batch
-from gpt2_lit.embedding.embedding import POSITION_INIT_STD, TOKEN_INIT_STD, EmbeddingModule
+from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
+from gpt2_lit.errors import InvalidValue
+from gpt2_lit.lightning_private import logs_this_step
+from gpt2_lit.monitor.counts import Corpus, most_frequent, spread, token_counts, token_label, windows_as_text
 from gpt2_lit.monitor.figures import heat_map, line_chart
 
-# Bounds of what is looked at, so that the cost does not grow with the corpus or the model.
-SAMPLE_TOKENS = 2**21  # of a corpus, to count them
 HEAT_MAP_CELLS = 256  # on a side
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
-SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
 
 KINDS = ("token", "position", "input")
 NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
@@ -32,27 +31,10 @@ STATE = "embedding_monitor.seen"  # in a checkpoint
 
 
 class EmbeddingMonitor(Callback):
-    """Shows in TensorBoard how the two tables of an EmbeddingModule grow, in whatever LightningModule it lies.
+    """Shows in TensorBoard how the two tables of an EmbeddingModule change, in any LightningModule that has one.
 
-    Curves, every ``trainer.log_every_n_steps`` steps: of the norms of a batch's vectors the 5th and 95th percentile
-    (``norm_band/``; the means are ``embedding_norm/``, logged here where the model does not log them itself); the mean
-    norm of all rows of each table (``table_norm/``); the norm of each table's gradient, before clipping
-    (``gradient_norm/``); and the share of the vocabulary that has been an input so far, whose vectors were updated by
-    what the text says (``vocabulary/seen_fraction``; a tied head gives every other row a gradient too). The Custom
-    Scalars tab has the norms in one chart, with those that the initialisation lets one expect in its title, and a chart
-    with the band of each. With several processes the values of a batch are means over all processes, of each one's
-    batch, and the share counts the tokens of all. It goes on where a run does.
-
-    Pictures, at the start, every ``every_n_steps`` steps and at the end (``embedding_picture/``): histograms of the
-    norms, the norm by position, and the cosine similarity of every two positions, or of 256 evenly spaced ones.
-
-    Once: decoded training windows before the first step, the hyperparameters with ``val/loss`` as what they are judged
-    by, and at the end the Projector with the vectors of the most frequent tokens, reduced to 128 numbers if they are
-    longer. Tokens are counted in windows evenly spaced over the corpus, two million tokens at most.
-
-    Windows, counts and the Projector need the tokenizer and the windows of the Trainer's datamodule (``tokenizer`` with
-    ``decode``, ``train_dataset``, as GPTDataModule has); without them they are left out. All but the curves needs a
-    TensorBoardLogger. Where a strategy splits the tables over processes, what needs a whole table is left out.
+    Curves need any logger, pictures a TensorBoardLogger, and what shows tokens a datamodule like GPTDataModule.
+    docs/monitor.md says what there is to see.
 
     Args:
         every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures.
@@ -68,9 +50,9 @@ class EmbeddingMonitor(Callback):
 
     def __init__(self, every_n_steps: int = 1000, projected_tokens: int = PROJECTED_ROWS) -> None:
         if every_n_steps < 0:
-            raise ValueError(f"every_n_steps must be at least 0, got {every_n_steps}. Set monitor.every_n_steps.")
+            raise InvalidValue(f"every_n_steps must be at least 0, got {every_n_steps}. Set monitor.every_n_steps.")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
-            raise ValueError(
+            raise InvalidValue(
                 f"projected_tokens must be from 0 to {PROJECTED_ROWS}, which a browser can show, got "
                 f"{projected_tokens}. Set monitor.projected_tokens."
             )
@@ -90,32 +72,32 @@ class EmbeddingMonitor(Callback):
         self._unlogged_means: set[str] | None = None
         self._pictured_step = -1
         self._measuring = False
-        self._hook = embedding.register_forward_hook(self._look, with_kwargs=True)
+        look: Any = torch.compiler.disable(self._look)  # a compiled model calls it all the same
+        self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
         tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         self._writers = [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
         if not self._writers:
             return
-        experiment, session, self._session_end = hyperparameters(trainer, pl_module)
+        *start, self._session_end = hyperparameters(trainer, pl_module)
         for writer in self._writers:
             writer.add_custom_scalars(charts(embedding))
-            writer._get_file_writer().add_summary(experiment)
-            writer._get_file_writer().add_summary(session)
+            for summary in start:
+                writer.file_writer.add_summary(summary)
             if self._corpus and begins:
                 writer.add_text("training_windows", windows_as_text(self._corpus), 0)
         if begins:
             self._picture(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._measuring = trainer._logger_connector.should_update_logs
+        self._measuring = logs_this_step(trainer)
         self._step_before = trainer.global_step
         self._of_batch: dict[str, Tensor] = {}
         self._of_tables: dict[str, Tensor] = {}
 
-    @torch.compiler.disable  # a model that is compiled calls it all the same
     @torch.no_grad()
     def _look(self, embedding: nn.Module, args: tuple, kwargs: dict[str, Any], vectors: Tensor) -> None:
-        """Look at what goes into the embedding and comes out, while it is there: the backbone may write into it."""
+        """Measure input and output of the embedding now: the backbone may write into them."""
         if not embedding.training:
             return
         input_ids, start_position, position_ids = _arguments(*args, **kwargs)
@@ -130,10 +112,10 @@ class EmbeddingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self._measuring and self._writes_tables(trainer):
-            for kind, table in self._tables().items():
-                if table.grad is not None:
-                    values = table.grad.coalesce().values() if table.grad.is_sparse else table.grad
+        if self._measuring and self._has_whole_tables(trainer):
+            for kind, module in self._modules().items():
+                if (grad := module.weight.grad) is not None:
+                    values = grad.coalesce().values() if grad.is_sparse else grad
                     self._of_tables[f"gradient_norm/{kind}_embedding"] = vector_norms(values.flatten())
 
     @torch.no_grad()
@@ -150,7 +132,7 @@ class EmbeddingMonitor(Callback):
             batch_values = {tag: value for tag, value in self._of_batch.items() if tag not in logged}
             pl_module.log_dict(batch_values, sync_dist=True)
             self._unite_seen(trainer)
-            if self._writes_tables(trainer):
+            if self._has_whole_tables(trainer):
                 for kind, table in self._tables().items():
                     self._of_tables[f"table_norm/{kind}"] = mean_norm(table)
                 self._of_tables["vocabulary/seen_fraction"] = self._seen.float().mean()
@@ -164,7 +146,7 @@ class EmbeddingMonitor(Callback):
             self._picture(trainer)
         self._project(trainer)
         for writer in self._writers:
-            writer._get_file_writer().add_summary(self._session_end)
+            writer.file_writer.add_summary(self._session_end)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._unhook()
@@ -178,7 +160,7 @@ class EmbeddingMonitor(Callback):
         self._seen = checkpoint.get(STATE, self._seen)
 
     def _unite_seen(self, trainer: Trainer) -> None:
-        """What any process has seen; a collective operation."""
+        """The ids that any process has seen; a collective operation."""
         if trainer.world_size > 1:
             self._seen = trainer.strategy.reduce(self._seen, reduce_op="max")
 
@@ -187,45 +169,48 @@ class EmbeddingMonitor(Callback):
             self._hook.remove()
             self._hook = None
 
+    def _modules(self) -> dict[str, nn.Embedding]:
+        return {"token": self._embedding.token_embedding, "position": self._embedding.position_embedding}
+
     def _tables(self) -> dict[str, Tensor]:
+        """The vectors of all tokens and positions, without the rows that fill up the vocabulary."""
+        embedding = self._embedding
         return {
-            "token": self._embedding.token_embedding.weight,
-            "position": self._embedding.position_embedding.weight,
+            "token": embedding.token_embedding.weight[: embedding.vocab_size],
+            "position": embedding.position_embedding.weight,
         }
 
-    def _writes_tables(self, trainer: Trainer) -> bool:
+    def _has_whole_tables(self, trainer: Trainer) -> bool:
         """Whether this process is the one that writes, and has all rows of both tables: some strategies split them."""
-        embedding = self._embedding
-        rows = {"token": embedding.vocab_size, "position": embedding.context_size}
         return trainer.is_global_zero and all(
-            table.shape == (rows[kind], embedding.embed_dim) and type(table.data) is Tensor
-            for kind, table in self._tables().items()
+            module.weight.shape == (module.num_embeddings, module.embedding_dim) and type(module.weight.data) is Tensor
+            for module in self._modules().values()
         )
 
     @torch.no_grad()
     def _picture(self, trainer: Trainer) -> None:
         step = self._pictured_step = trainer.global_step
-        if not (self._writers and self.every_n_steps and self._writes_tables(trainer)):
+        if not (self._writers and self.every_n_steps and self._has_whole_tables(trainer)):
             return
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in self._tables().items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
-        when = f"after {step:,} step{'s' * (step != 1)}"
+        after = f"after {step:,} step{'s' * (step != 1)}"
         expected = expected_norms(self._embedding)["position"]
         by_position = line_chart(
             norms["position"],
             expected,
             "Norm of each position vector",
-            f"{when}; broken line: expected at the start, {expected:.2f}",
+            f"{after}; broken line: expected at initialisation, {expected:.2f}",
             "position (tokens)",
             "norm",
         )
-        places, similarity = position_similarity(self._tables()["position"].float())
+        positions, similarity = position_similarity(self._tables()["position"].float())
         similarity_map = heat_map(
             similarity,
-            places,
+            positions,
             "Cosine similarity of position vectors",
-            f"{when}; {len(places)} of {self._embedding.context_size:,} positions",
+            f"{after}; {len(positions)} of {self._embedding.context_size:,} positions",
             "position (tokens)",
         )
         for writer in self._writers:
@@ -238,17 +223,15 @@ class EmbeddingMonitor(Callback):
     @torch.no_grad()
     def _project(self, trainer: Trainer) -> None:
         """Give the vectors of the most frequent tokens to the Projector."""
-        if not (self._writers and self._corpus and self.projected_tokens and self._writes_tables(trainer)):
+        if not (self._writers and self._corpus and self.projected_tokens and self._has_whole_tables(trainer)):
             return
         counts = token_counts(self._corpus.windows, self._embedding.vocab_size)
-        most_frequent = counts.argsort(descending=True, stable=True)[: self.projected_tokens]
-        most_frequent = most_frequent[counts[most_frequent] > 0]
-        vectors = self._embedding.token_embedding.weight[most_frequent].float().cpu()
+        token_ids = most_frequent(counts, self.projected_tokens)
+        vectors = self._embedding.token_embedding.weight[torch.from_numpy(token_ids)].float().cpu()
         if not vectors.isfinite().all():
             return
         labels = [
-            [token_label(self._corpus.decode, token_id), count]
-            for token_id, count in zip(most_frequent.tolist(), counts[most_frequent].tolist(), strict=True)
+            [token_label(self._corpus.decode, token_id), int(counts[token_id])] for token_id in token_ids.tolist()
         ]
         header = ["token", f"count in {counts.sum():,} tokens of the corpus"]
         vectors = principal_components(vectors, PROJECTED_DIMS).double().round(decimals=5)  # short in a text file
@@ -267,7 +250,7 @@ def find_embedding(model: nn.Module) -> EmbeddingModule:
     """
     found = [module for module in model.modules() if isinstance(module, EmbeddingModule)]
     if len(found) != 1:
-        raise ValueError(
+        raise InvalidValue(
             f"EmbeddingMonitor watches the one EmbeddingModule of a model, and {type(model).__name__} has {len(found)}."
             " Make the model's embedding an EmbeddingModule, or leave the callback out."
         )
@@ -275,40 +258,35 @@ def find_embedding(model: nn.Module) -> EmbeddingModule:
 
 
 def expected_norms(embedding: EmbeddingModule) -> dict[str, float]:
-    """The norms that the initialisation lets one expect: standard deviation * sqrt(D).
+    """The norms expected at initialisation: standard deviation * sqrt(D).
 
     Example:
         >>> {kind: round(norm, 2) for kind, norm in expected_norms(EmbeddingModule(10, 768, 4)).items()}
         {'token': 0.55, 'position': 0.28, 'input': 0.62}
     """
-    token_std, position_std = (TOKEN_INIT_STD, POSITION_INIT_STD) if embedding.init == "gpt2" else (1.0, 1.0)
-    root = math.sqrt(embedding.embed_dim)
-    return {
-        "token": token_std * root,
-        "position": position_std * root,
-        "input": math.hypot(token_std, position_std) * root,
-    }
+    std, root = embedding.init_std, math.sqrt(embedding.embed_dim)
+    return {"token": std.token * root, "position": std.position * root, "input": math.hypot(*std) * root}
 
 
 def charts(embedding: EmbeddingModule) -> dict[str, dict[str, list]]:
     """What the Custom Scalars tab shows."""
-    expected = expected_norms(embedding)
-    at_the_start = ", ".join(f"{kind} {expected[kind]:.2f}" for kind in KINDS)
+    expected = {kind: f"{norm:.2f}" for kind, norm in expected_norms(embedding).items()}
+    of_all = ", ".join(f"{kind} {norm}" for kind, norm in expected.items())
     mean = {
-        f"mean norm; expected at the start: {at_the_start}": ["Multiline", [f"^{tag}$" for tag in NORM_TAGS.values()]]
+        f"mean norm; expected at initialisation: {of_all}": ["Multiline", [f"^{tag}$" for tag in NORM_TAGS.values()]]
     }
     bands = {
-        f"{kind} norm: mean, 5th to 95th percentile; expected at the start: {expected[kind]:.2f}": [
+        f"{kind} norm: mean, 5th to 95th percentile; expected at initialisation: {norm}": [
             "Margin",
             [NORM_TAGS[kind], f"{BAND_TAGS[kind]}_p05", f"{BAND_TAGS[kind]}_p95"],
         ]
-        for kind in KINDS
+        for kind, norm in expected.items()
     }
     return {"norms of the vectors of a batch": {**mean, **bands}}
 
 
 def hyperparameters(trainer: Trainer, model: LightningModule) -> tuple[Any, Any, Any]:
-    """What the HParams tab needs to know: which there are, those of this run, and that it has ended.
+    """Summaries for the HParams tab: the names of all hyperparameters, this run's values, and that it has ended.
 
     The value it is judged by is read from the curve ``val/loss``. The logger's own way would write a point into it.
     """
@@ -332,20 +310,13 @@ def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, 
     """The cosine similarity of every two of at most 256 evenly spaced positions, and which positions they are.
 
     Example:
-        >>> places, similarity = position_similarity(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
-        >>> places.tolist(), similarity.round(2).tolist()
+        >>> positions, similarity = position_similarity(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
+        >>> positions.tolist(), similarity.round(2).tolist()
         ([0, 1, 2], [[1.0, 0.0, 0.71], [0.0, 1.0, 0.71], [0.71, 0.71, 1.0]])
     """
-    places = spread(len(table), HEAT_MAP_CELLS)
-    directions = F.normalize(table[places], dim=-1)
-    return np.array(places), (directions @ directions.T).cpu().double().numpy()
-
-
-class Corpus(NamedTuple):
-    """All that is asked of a datamodule: what makes text of ids, and the windows that are trained on."""
-
-    decode: Callable[[list[int]], str]
-    windows: Any  # windows[[3, 1]] is a Batch
+    positions = spread(len(table), HEAT_MAP_CELLS)
+    directions = F.normalize(table[positions], dim=-1)
+    return np.array(positions), (directions @ directions.T).cpu().double().numpy()
 
 
 def corpus_of(trainer: Trainer) -> Corpus | None:
@@ -356,84 +327,14 @@ def corpus_of(trainer: Trainer) -> Corpus | None:
     return Corpus(decode, windows) if decode and windows else None
 
 
-def spread(num_things: int, at_most: int) -> list[int]:
-    """Evenly spaced whole numbers from 0 to num_things - 1, all of them where there are not too many.
-
-    Example:
-        >>> spread(4, 9), spread(11, 3)
-        ([0, 1, 2, 3], [0, 5, 10])
-    """
-    return np.linspace(0, num_things - 1, min(num_things, at_most)).round().astype(int).tolist()
-
-
-def sample(windows: Any) -> Batch:
-    """All windows of a split, or as many as hold about two million tokens, evenly spaced."""
-    tokens_in_a_window = windows[[0]].input_ids.numel()
-    return windows[spread(len(windows), max(SAMPLE_TOKENS // tokens_in_a_window, 1))]
-
-
-def token_counts(windows: Any, vocab_size: int) -> Int64[Tensor, " V"]:
-    """How often each id is an input, in the windows of :func:`sample`."""
-    return sample(windows).input_ids.flatten().bincount(minlength=vocab_size)
-
-
-def unigram_perplexity(counts: Int64[Tensor, " V"], target_ids: Int64[Tensor, "*N"]) -> float:
-    """The perplexity of guessing each token by how frequent it is, whatever stands before it.
-
-    Every token is counted once more than it occurs, so that none is impossible.
-
-    Example:
-        >>> unigram_perplexity(torch.tensor([1, 0, 1]), torch.tensor([0, 2]))  # both 2 of 5
-        2.5
-    """
-    shares = (counts + 1).double() / (counts + 1).sum()
-    return shares[target_ids.flatten()].log().mean().neg().exp().item()
-
-
 def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[Tensor, "N _"]:
-    """The vectors in at most that many numbers: their place along the directions in which they differ most."""
+    """The vectors in at most that many numbers: their coordinates along the directions in which they differ most."""
     if vectors.shape[1] <= num_dims:
         return vectors
     with torch.random.fork_rng(devices=[]):  # it draws the same numbers each time, and none of the run's
         torch.manual_seed(0)
         u, s, _ = torch.pca_lowrank(vectors, q=min(num_dims, len(vectors)))
     return u * s
-
-
-def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
-    r"""A token on one line, with dots for its blanks and escapes for what cannot be seen; its id where it is no text.
-
-    Example:
-        >>> from gpt2_lit import gpt2_tokenizer
-        >>> [token_label(gpt2_tokenizer().decode, token_id) for token_id in (464, 198)]
-        ['The', '\\n']
-    """
-    text = decode([token_id])
-    if not text or "\ufffd" in text:  # part of the bytes of a character
-        return f"id {token_id}"
-    return repr(text)[1:-1].replace(" ", "\u00b7")
-
-
-def windows_as_text(corpus: Corpus) -> str:
-    """Some training windows in Markdown, the target of each token below it."""
-    rows = spread(len(corpus.windows), SHOWN_WINDOWS)
-    inputs, targets = corpus.windows[rows][:2]
-    parts = [
-        f"{len(rows)} of {len(corpus.windows):,} training windows, the first {min(inputs.shape[1], SHOWN_TOKENS)} of "
-        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target. A dot is a blank."
-    ]
-    for row, input_ids, target_ids in zip(rows, inputs.tolist(), targets.tolist(), strict=True):
-        lines, above, below = [], "", ""
-        for input_id, target_id in list(zip(input_ids, target_ids, strict=True))[:SHOWN_TOKENS]:
-            pair = [token_label(corpus.decode, token_id) for token_id in (input_id, target_id)]
-            width = max(map(len, pair)) + 2
-            if len(above) + width > 110:
-                lines += [f"    input   {above}", f"    target  {below}", "    "]
-                above, below = "", ""
-            above, below = above + pair[0].ljust(width), below + pair[1].ljust(width)
-        lines += [f"    input   {above}", f"    target  {below}"]
-        parts.append(f"**window {row:,}**\n\n" + "\n".join(lines))
-    return "\n\n".join(parts)
 
 
 def _arguments(

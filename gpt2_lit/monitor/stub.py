@@ -13,27 +13,22 @@ from torchmetrics import MeanMetric, MetricCollection
 from gpt2_lit.data.windows import Batch, DocumentBatch
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
+from gpt2_lit.errors import InvalidValue
+from gpt2_lit.lightning_private import logs_this_step
 
 
 class Perplexity(MeanMetric):
-    """exp of the mean loss: among how many equally likely tokens the model hesitates."""
+    """exp(mean loss): the effective number of choices for each token."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
 class EmbeddingStub(LightningModule):
-    """Trains an EmbeddingModule to tell the next token, through whatever stands in the backbone.
+    """Trains an EmbeddingModule to predict the next token through an optional backbone, until there is a whole GPT-2.
 
-    The objective is GPT-2's: embed the tokens, send the vectors through the backbone, and compare what comes out with
-    every vector of the token table ("tied head"). With no backbone it can learn little: how frequent tokens are and
-    which stand side by side, but not in which order, because the score of b after a is then that of a after b. The
-    next chapters put attention and blocks into its place.
-
-    Logged every ``trainer.log_every_n_steps`` steps: ``train/loss``, ``embedding_norm/token``, ``/position`` and
-    ``/input`` (means of the L2 norms of the batch's vectors, of all processes; input is what the backbone receives),
-    ``throughput/tokens_per_second`` and ``throughput/data_wait_fraction``. After each validation: ``val/loss`` and
-    ``val/perplexity``.
+    GPT-2's objective: embed the tokens, send the vectors through the backbone, compare the result with every vector of
+    the token table ("tied head"). docs/monitor.md says what is logged, and what it can learn without a backbone.
 
     Args:
         vocab_size: Number of token ids, V.
@@ -45,6 +40,8 @@ class EmbeddingStub(LightningModule):
         backbone: Any module that maps vectors (B, T, D) to vectors (B, T, D), by its import path. None is no module.
         optimizer: Class of the optimizer, by its import path or name in torch.optim; its arguments (learning rate,
             weight decay) are options below it. In Python: a function from parameters to an optimizer.
+        pad_vocab_to_multiple_of: Rows without a token are added to the token table until their number is a multiple of
+            this: 128 makes 50,304 rows for 50,257 ids, which suits GPUs.
 
     Example:
         >>> model = EmbeddingStub(vocab_size=10, embed_dim=4, context_size=5)
@@ -63,15 +60,16 @@ class EmbeddingStub(LightningModule):
         optimizer: Callable[[Iterable], torch.optim.Optimizer] = lambda params: torch.optim.AdamW(
             params, lr=0.003, weight_decay=0.0, fused=True
         ),
+        pad_vocab_to_multiple_of: int = 1,
     ) -> None:
         super().__init__()
-        # From the command line, backbone and optimizer are kept as the names and arguments that make them; from
-        # Python they are objects, which do not belong into a checkpoint that others shall load.
+        # From the command line, backbone and optimizer are saved as the names and arguments that make them; from Python
+        # they are objects, which a checkpoint of plain values cannot hold.
         self.save_hyperparameters(ignore="backbone")
         from_python = callable(self.hparams.get("optimizer"))
         self.save_hyperparameters(ignore=["backbone", "optimizer"] if from_python else None)
 
-        self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init)
+        self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init, pad_vocab_to_multiple_of)
         self.backbone = nn.Identity() if backbone is None else backbone
         self.optimizer = optimizer
         self._optimizer_options: list[dict[str, Any]] = []
@@ -79,7 +77,7 @@ class EmbeddingStub(LightningModule):
         self.test_metrics = self.val_metrics.clone(prefix="test/")
 
     def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """For each place, a score for each token that could come next."""
+        """For each position, the logits of the next token."""
         return self.embedding.logits(self._hidden(self.embedding(input_ids)))
 
     def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
@@ -87,7 +85,7 @@ class EmbeddingStub(LightningModule):
         vectors = self.embedding(input_ids, position_ids=position_ids)
         loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if logs_this_step(self.trainer):
             for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
                 self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
         return loss
@@ -99,7 +97,7 @@ class EmbeddingStub(LightningModule):
         self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Int64[Tensor, "B T"]:
-        """For each place of the windows, the token that is most likely to come next."""
+        """For each position of the windows, the most likely next token."""
         input_ids, _, position_ids = _parts(batch)
         return self.embedding.logits(self._hidden(self.embedding(input_ids, position_ids=position_ids))).argmax(dim=-1)
 
@@ -117,8 +115,7 @@ class EmbeddingStub(LightningModule):
         """Let the options given now win over those that a checkpoint brought back with the optimizer's state."""
         # Unless a subclass has optimizers of its own, or schedules, which decide the learning rate.
         if self._optimizer_options and not self.lr_schedulers():
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            for group, options in zip(optimizer.param_groups, self._optimizer_options, strict=False):
+            for group, options in zip(self.trainer.optimizers[0].param_groups, self._optimizer_options, strict=False):
                 group.update(options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -135,7 +132,7 @@ class EmbeddingStub(LightningModule):
             if table in theirs and theirs[table].shape[dim] != ours[table].shape[dim]
         ]
         if differing:
-            raise ValueError(
+            raise InvalidValue(
                 f"the checkpoint is of a model of another size: {', '.join(differing)}. Give the options of its run "
                 "(they are in the config.yaml beside its checkpoints), or start a new run without it."
             )
@@ -144,7 +141,7 @@ class EmbeddingStub(LightningModule):
         hidden = self.backbone(vectors)
         if not isinstance(hidden, Tensor) or hidden.shape != vectors.shape:
             found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise ValueError(
+            raise InvalidValue(
                 f"the backbone {type(self.backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same "
                 f"shape, and gave {found}. Set model.backbone to another, or its arguments to embed_dim."
             )
@@ -153,7 +150,7 @@ class EmbeddingStub(LightningModule):
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
         input_ids, target_ids, position_ids = _parts(batch)
         hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids))
-        # With fewer windows than processes some get an empty batch, the mean loss of which would be no number.
+        # With fewer windows than processes some get an empty batch, whose mean loss would be NaN.
         loss = self.embedding.next_token_loss(hidden, target_ids) if len(target_ids) else hidden.sum()
         # The mean weighs each batch by its tokens: not all have as many.
         metrics.update(loss, weight=target_ids.numel())
@@ -161,47 +158,51 @@ class EmbeddingStub(LightningModule):
 
 
 def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs, targets, and the positions if they are given; some loaders make lists of what they got."""
+    """Inputs, targets, and the positions if they are given; some loaders turn tuples into lists."""
     input_ids, target_ids, *documents = batch
     return input_ids, target_ids, documents[0] if documents else None
 
 
 class Throughput(Callback):
-    """Logs tokens a second, all processes together, and the share of the time spent waiting for data.
+    """Counts the tokens of a training, and logs tokens per second and the share of the time spent waiting for data.
 
-    Time for validation does not count. The waiting is measured by :class:`gpt2_lit.data.datamodule.TimedDataLoader`;
-    with another loader its share is not logged.
+    All processes count together. Time for validation does not count. The waiting is measured by
+    :class:`gpt2_lit.data.datamodule.TimedDataLoader`; with another loader its share is not logged.
     """
 
+    def __init__(self) -> None:
+        self.num_tokens = 0
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
         self._begin(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.num_tokens += batch[0].numel() * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps or trainer.global_step == self.begun_at_step:
+        step_is_done, self._step = trainer.global_step > self._step, trainer.global_step
+        if not step_is_done or not logs_this_step(trainer):
             return
-        seconds = time.perf_counter() - self.begun
-        pl_module.log("throughput/tokens_per_second", self.num_tokens / seconds, prog_bar=True)
+        seconds = time.perf_counter() - self._begun
+        pl_module.log("throughput/tokens_per_second", (self.num_tokens - self._tokens_before) / seconds, prog_bar=True)
         waited = _seconds_waited(trainer)
         if waited is not None:
-            fraction = min((waited - self.waited) / seconds, 1.0)
+            fraction = min((waited - self._waited_before) / seconds, 1.0)
             pl_module.log("throughput/data_wait_fraction", fraction, prog_bar=True)
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.paused = time.perf_counter()
+        self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.begun += time.perf_counter() - self.paused
+            self._begun += time.perf_counter() - self._paused
 
     def _begin(self, trainer: Trainer) -> None:
-        self.begun = time.perf_counter()
-        self.begun_at_step = trainer.global_step
-        self.num_tokens = 0
-        self.waited = _seconds_waited(trainer) or 0.0
+        self._begun = time.perf_counter()
+        self._tokens_before = self.num_tokens
+        self._waited_before = _seconds_waited(trainer) or 0.0
 
 
 def _seconds_waited(trainer: Trainer) -> float | None:

@@ -1,0 +1,140 @@
+"""windows and their order -> batches: loaders, and the signals that their worker processes leave to the parent."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from gpt2_lit.data.order import WindowSampler
+from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
+from gpt2_lit.text.bpe import gpt2_tokenizer
+
+
+class BatchLoader(DataLoader[Batch | DocumentBatch]):
+    """A DataLoader over a sampler of whole batches; without workers it skips torch's iterator.
+
+    That iterator takes longer than making a small batch.
+    """
+
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
+        if self.num_workers or self.pin_memory:
+            return super().__iter__()
+        # torch draws a seed for its workers, even where it has none: later random numbers must be the same.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        return map(self.dataset.__getitem__, self.sampler)
+
+
+class TimedDataLoader(BatchLoader):
+    """Counts the time that the training waited for batches, in ``seconds_waited``."""
+
+    seconds_waited = 0.0
+
+    # A generator, so that no worker starts before the first batch is asked for: to estimate the number of steps,
+    # Lightning makes the iterator before it restores a checkpoint.
+    def __iter__(self) -> Iterator[Batch | DocumentBatch]:
+        asked = time.perf_counter()
+        for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    # The position is kept by GPTDataModule. Without these two Lightning warns that a run stopped within an epoch
+    # cannot resume there.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def batch_loader(
+    windows: TokenWindows, sampler: WindowSampler, num_workers: int = 0, pin_memory: bool = False
+) -> TimedDataLoader:
+    """A loader that gives the batches of a sampler, prepared by ``num_workers`` processes."""
+    return TimedDataLoader(
+        windows,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=as_it_is,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        # Or torch draws a seed for the workers from the global generator, so that dropout depends on their number.
+        generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_parent,
+        # A worker forked beside the threads of a process group may wait for ever for a lock that one of them held:
+        # pytorch/pytorch#75147.
+        multiprocessing_context="spawn" if num_workers and sampler.num_replicas > 1 else None,
+    )
+
+
+def dataloader_v1(
+    txt: str,
+    batch_size: int = 3,
+    context_size: int = 5,
+    stride: int = 2,
+    shuffle: bool = False,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Batches of GPT-2 token windows of a text.
+
+    Args:
+        txt: The text.
+        batch_size: Windows in a batch, B.
+        context_size: Tokens in a window, T.
+        stride: Distance between the starts of neighbouring windows, in tokens.
+        shuffle: Whether to draw the windows in a random order, another each epoch; ``torch.manual_seed`` decides it.
+        drop_last: Whether to leave out a last batch that is not full.
+        num_workers: Processes that prepare batches; 0 is this one.
+
+    Returns:
+        A loader of :class:`Batch`, two tensors of shape (B, T).
+
+    Raises:
+        ValueError: If ``batch_size``, ``context_size`` or ``stride`` is below 1.
+
+    Example:
+        >>> inputs, targets = next(iter(dataloader_v1("Once upon a time there were four little Rabbits", batch_size=2)))
+        >>> inputs.tolist()
+        [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440]]
+    """
+    batch_size = whole_number("batch_size", batch_size, unit=" window")
+    windows = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
+    order = RandomSampler(windows) if shuffle else SequentialSampler(windows)
+    # batch_size=None hands the windows a whole list of indices: one gather a batch.
+    return BatchLoader(
+        windows,
+        sampler=BatchSampler(order, batch_size, drop_last),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=as_it_is,
+    )
+
+
+def as_it_is(batch: Any) -> Any:
+    """What a DataLoader is to do to a batch that is one already."""
+    return batch
+
+
+def _leave_signals_to_the_parent(worker_id: int) -> None:
+    """Workers ignore SIGINT, and SIGTERM unless their parent sent it.
+
+    A terminal sends Ctrl-C to every process; ``timeout``, systemd and Slurm send SIGTERM to every process. A worker
+    that died of it would end the run before its checkpoint is saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

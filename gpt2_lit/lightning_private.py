@@ -1,0 +1,44 @@
+"""Lightning's private parts -> functions: each place where its public interface is not enough, and what would be.
+
+Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the package; tests would notice a change.
+"""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+def batches_trained(trainer: Trainer) -> int:
+    """Batches that a training has finished since it began, before and after a resume.
+
+    ``batch_progress`` is not documented. ``global_step`` is, but counts optimizer steps: several batches may be
+    accumulated into one, and a model may have several optimizers. A documented count of batches would do.
+    """
+    return vars(trainer.fit_loop.epoch_loop.batch_progress.total)["processed"]
+
+
+def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Lightning's counters of the current epoch's batches, in a checkpoint: what is changed here is restored.
+
+    How a checkpoint holds them is not documented. A loader that tells at which of its batches it begins would do.
+    """
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+
+
+def logs_this_step(trainer: Trainer) -> bool:
+    """Whether Lightning writes what is logged in the current training step, every ``log_every_n_steps``.
+
+    Lightning's own callbacks read the same property. ``global_step`` would do for a model with one optimizer.
+    """
+    return trainer._logger_connector.should_update_logs
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a validation comes between the training batch that has just ended and the next one.
+
+    It depends on five options of the Trainer, on time, and on whether the training stops. A hook that is called after
+    a batch and the validation that may follow it would do.
+    """
+    data_fetcher = trainer.fit_loop._data_fetcher
+    assert data_fetcher, "it gave the batch that has just ended"
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(data_fetcher)

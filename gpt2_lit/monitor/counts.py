@@ -1,0 +1,135 @@
+"""corpus -> counts: how often each id stands in it, tokens that one can read, and windows as text."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from gpt2_lit.data.windows import Batch
+from gpt2_lit.store.token_store import TokenStore
+
+# Bounds, so that the cost does not grow with the corpus. Whatever is left out is evenly spaced.
+SAMPLE_TOKENS = 2**21  # of windows
+STORE_TOKENS, PIECE_TOKENS = 50_000_000, 2**20  # of a store, read in pieces
+SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
+
+
+def spread(num_things: int, at_most: int) -> list[int]:
+    """Evenly spaced whole numbers from 0 to num_things - 1, all of them where there are not too many.
+
+    Example:
+        >>> spread(4, 9), spread(11, 3)
+        ([0, 1, 2, 3], [0, 5, 10])
+    """
+    return np.linspace(0, num_things - 1, min(num_things, at_most)).round().astype(int).tolist()
+
+
+def sample(windows: Any) -> Batch:
+    """All windows of a split, or as many as hold about two million tokens, evenly spaced."""
+    tokens_in_a_window = windows[[0]].input_ids.numel()
+    return windows[spread(len(windows), max(SAMPLE_TOKENS // tokens_in_a_window, 1))]
+
+
+def sample_pieces(store: TokenStore) -> Iterator[Integer[np.ndarray, " _"]]:
+    """All tokens of a store, a million at a time, or of a large one 47 of these pieces, evenly spaced."""
+    num_tokens = len(store)
+    starts: Iterable[int] = range(0, num_tokens, PIECE_TOKENS)
+    if num_tokens > STORE_TOKENS:
+        starts = spread(num_tokens - PIECE_TOKENS + 1, STORE_TOKENS // PIECE_TOKENS)
+    return (store.read(start, min(start + PIECE_TOKENS, num_tokens)) for start in starts)
+
+
+def count_ids(pieces: Iterable[Integer[np.ndarray, "..."]], vocab_size: int) -> Int64[np.ndarray, " V"]:
+    """How often each id stands in some arrays of ids.
+
+    Example:
+        >>> count_ids([np.array([3, 1]), np.array([3])], vocab_size=5).tolist()
+        [0, 1, 0, 2, 0]
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in pieces:
+        counts += np.bincount(ids.ravel().astype(np.int64), minlength=vocab_size)
+    return counts
+
+
+def token_counts(windows: Any, vocab_size: int) -> Int64[np.ndarray, " V"]:
+    """How often each id is an input, in the windows of :func:`sample`."""
+    return count_ids([sample(windows).input_ids.numpy()], vocab_size)
+
+
+def most_frequent(counts: Int64[np.ndarray, " V"], num: int) -> Int64[np.ndarray, " _"]:
+    """The ids with the largest counts, largest first, without those that do not occur.
+
+    Example:
+        >>> most_frequent(np.array([0, 2, 5, 2]), 9).tolist()
+        [2, 1, 3]
+    """
+    ids = np.argsort(-counts, kind="stable")[:num]
+    return ids[counts[ids] > 0]
+
+
+def unigram_perplexity(counts: Int64[np.ndarray, " V"], target_ids: Int64[np.ndarray, "..."]) -> float:
+    """The perplexity of predicting each token by its frequency alone.
+
+    Every token is counted once more than it occurs, so that none is impossible.
+
+    Example:
+        >>> round(unigram_perplexity(np.array([1, 0, 1]), np.array([0, 2])), 6)  # both 2 of 5
+        2.5
+    """
+    shares = (counts + 1) / (counts + 1).sum()
+    return float(np.exp(-np.log(shares[target_ids]).mean()))
+
+
+def visible(text: str) -> str:
+    r"""A text on one line: line ends, other invisible characters and backslashes are escapes.
+
+    Example:
+        >>> print(visible("a b\n"))
+        a b\n
+    """
+    return "".join(char if char.isprintable() and char != "\\" else repr(char)[1:-1] for char in text)
+
+
+def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
+    r"""A token on one line, with dots for its spaces; its id where it is not text.
+
+    Example:
+        >>> from gpt2_lit import gpt2_tokenizer
+        >>> [token_label(gpt2_tokenizer().decode, token_id) for token_id in (464, 198)]
+        ['The', '\\n']
+    """
+    text = decode([token_id])
+    if not text or "\ufffd" in text:  # part of the bytes of a character
+        return f"id {token_id}"
+    return visible(text).replace(" ", "\u00b7")
+
+
+class Corpus(NamedTuple):
+    """A tokenizer's way back to text, and the windows that are trained on."""
+
+    decode: Callable[[list[int]], str]
+    windows: Any  # windows[[3, 1]] is a Batch
+
+
+def windows_as_text(corpus: Corpus) -> str:
+    """Some training windows in Markdown, the target of each token below it."""
+    rows = spread(len(corpus.windows), SHOWN_WINDOWS)
+    inputs, targets = corpus.windows[rows][:2]
+    parts = [
+        f"{len(rows)} of {len(corpus.windows):,} training windows, the first {min(inputs.shape[1], SHOWN_TOKENS)} of "
+        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target. A dot is a space."
+    ]
+    for row, input_ids, target_ids in zip(rows, inputs.tolist(), targets.tolist(), strict=True):
+        lines, above, below = [], "", ""
+        for input_id, target_id in list(zip(input_ids, target_ids, strict=True))[:SHOWN_TOKENS]:
+            pair = [token_label(corpus.decode, token_id) for token_id in (input_id, target_id)]
+            width = max(map(len, pair)) + 2
+            if len(above) + width > 110:
+                lines += [f"    input   {above}", f"    target  {below}", "    "]
+                above, below = "", ""
+            above, below = above + pair[0].ljust(width), below + pair[1].ljust(width)
+        lines += [f"    input   {above}", f"    target  {below}"]
+        parts.append(f"**window {row:,}**\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)

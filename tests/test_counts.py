@@ -1,0 +1,101 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_lit import gpt2_tokenizer
+from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.monitor.counts import (
+    PIECE_TOKENS,
+    SAMPLE_TOKENS,
+    STORE_TOKENS,
+    count_ids,
+    sample,
+    sample_pieces,
+    spread,
+    token_counts,
+    token_label,
+    unigram_perplexity,
+    visible,
+)
+from gpt2_lit.store.token_store import TokenStore
+
+
+@given(st.integers(1, 10**9), st.integers(1, 300))
+def test_spread_takes_evenly_spaced_numbers_with_both_ends(num_things, at_most):
+    numbers = spread(num_things, at_most)
+    assert len(set(numbers)) == len(numbers) == min(num_things, at_most)
+    assert numbers == sorted(numbers)
+    assert numbers[0] == 0
+    if len(numbers) > 1:
+        assert numbers[-1] == num_things - 1
+        gaps = np.diff(numbers)
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_of_a_large_corpus_a_bounded_part_is_counted_from_all_over_it():
+    ids = np.arange(3_000_000) // 300_000  # ten equal parts
+    windows = TokenWindows(ids, context_size=32, stride=16)
+    assert sample(windows).input_ids.numel() == SAMPLE_TOKENS
+    counts = token_counts(windows, vocab_size=12)
+    assert counts.sum() == SAMPLE_TOKENS
+    assert counts[:10].tolist() == pytest.approx(10 * [SAMPLE_TOKENS / 10], rel=0.001)
+    assert counts[10:].tolist() == [0, 0]
+
+
+@given(st.lists(st.integers(0, 4), max_size=20), st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_the_unigram_perplexity_is_that_of_add_one_shares(train, val):
+    counts = [train.count(i) for i in range(5)]
+    log_likelihood = sum(math.log((counts[i] + 1) / (len(train) + 5)) for i in val)
+    perplexity = unigram_perplexity(np.array(counts), np.array(val))
+    assert perplexity == pytest.approx(math.exp(-log_likelihood / len(val)))
+
+
+def test_the_tokens_of_windows_and_of_a_store_are_counted_alike() -> None:
+    ids = np.random.default_rng(0).integers(0, 12, 2401).astype(np.uint16)
+    of_windows = token_counts(TokenWindows(ids, context_size=32, stride=32), vocab_size=15)
+    of_store = count_ids(sample_pieces(TokenStore.of_array(ids[:-1])), vocab_size=15)
+    assert of_windows.tolist() == of_store.tolist() == np.bincount(ids[:-1], minlength=15).tolist()
+
+
+def test_of_a_large_store_pieces_are_counted_from_its_start_to_its_end() -> None:
+    store = TokenStore.of_array(np.arange(60_000_000, dtype=np.uint32))
+    pieces = list(sample_pieces(store))
+    assert len(pieces) == STORE_TOKENS // PIECE_TOKENS
+    assert {len(piece) for piece in pieces} == {PIECE_TOKENS}
+    assert (pieces[0][0], pieces[-1][-1]) == (0, len(store) - 1)
+    gaps = np.diff([int(piece[0]) for piece in pieces])
+    assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (" the", "\u00b7the"),
+        ("\n", r"\n"),
+        ("\t", r"\t"),
+        ("\u2028", r"\u2028"),
+        ("\x00", r"\x00"),
+        ("'", "'"),
+        ('"', '"'),
+        ("  ", "\u00b7\u00b7"),
+        ("\u4e2d", "\u4e2d"),
+        ("\ufffd", "id 7"),
+        ("", "id 7"),
+    ],
+)
+def test_a_label_makes_visible_what_the_token_is(text, label):
+    assert token_label(lambda ids: text, 7) == label
+
+
+def test_no_label_of_gpt2_breaks_a_line_or_a_column():
+    for token_id in range(50257):
+        label = token_label(gpt2_tokenizer().decode, token_id)
+        assert label.split() == [label] or label == f"id {token_id}"
+
+
+def test_text_made_visible_can_be_told_from_text_that_looks_like_it() -> None:
+    assert visible("\n") == r"\n"
+    assert visible(r"\n") == r"\\n"

@@ -1,0 +1,91 @@
+import inspect
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_windows import STORY, TextbookDataset, as_lists
+from torch.utils.data import DataLoader
+
+from gpt2_lit import GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit.data.loaders import as_it_is
+from gpt2_lit.data.split import Range
+from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.store.raw_ids import open_raw
+
+PETER_RABBIT = Path(__file__).parents[2] / "shared" / "data" / "Peter_Rabbit.txt"
+
+# torch warns where a machine has fewer cores than workers, and Python 3.12 where a process with threads forks.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+def test_a_batch_size_below_1_is_an_error():
+    with pytest.raises(ValueError, match="batch_size must be at least 1 window, got 0"):
+        dataloader_v1(STORY, batch_size=0)
+
+
+def test_dataloader_v1_has_the_arguments_and_defaults_of_the_textbook():
+    parameters = inspect.signature(dataloader_v1).parameters.values()
+    assert [(p.name, p.default) for p in parameters] == [
+        ("txt", inspect.Parameter.empty),
+        ("batch_size", 3),
+        ("context_size", 5),
+        ("stride", 2),
+        ("shuffle", False),
+        ("drop_last", True),
+        ("num_workers", 0),
+    ]
+    assert list(inspect.signature(GPTDatasetV1).parameters) == ["txt", "tokenizer", "context_size", "stride"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("shuffle", "seed"), [(False, 0), (True, 0), (True, 123), (True, 2**40)])
+def test_dataloader_v1_gives_the_batches_of_the_textbook_epoch_by_epoch(shuffle, seed, drop_last, num_workers):
+    options = {"batch_size": 4, "shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
+    textbook_loader = DataLoader(TextbookDataset(STORY, gpt2_tokenizer(), context_size=3, stride=2), **options)
+    loader = dataloader_v1(STORY, context_size=3, stride=2, **options)
+    torch.manual_seed(seed)
+    textbook_epochs = [as_lists(textbook_loader) for _ in range(2)]
+    torch.manual_seed(seed)
+    epochs = [as_lists(loader) for _ in range(2)]
+    assert epochs == textbook_epochs
+    assert (epochs[0] != epochs[1]) == shuffle
+    assert [len(inputs) for inputs, _ in epochs[0]] == [4, 4, 4] + [1] * (not drop_last)
+    assert len(loader) == len(textbook_loader)
+    assert loader.num_workers == num_workers
+
+
+def test_a_pass_draws_from_torchs_random_numbers_what_a_dataloader_draws():
+    states = []
+    for loader in (
+        dataloader_v1(STORY, shuffle=True),
+        DataLoader(GPTDatasetV1(STORY, gpt2_tokenizer(), context_size=5, stride=2), batch_size=3, shuffle=True),
+    ):
+        torch.manual_seed(7)
+        assert list(loader)
+        states.append(torch.get_rng_state().tolist())
+    assert states[0] == states[1]
+
+
+@pytest.mark.skipif(not PETER_RABBIT.exists(), reason="the text is not committed")
+def test_peter_rabbit_begins_with_the_known_windows():
+    inputs, targets = next(iter(dataloader_v1(PETER_RABBIT.read_text(encoding="utf-8"))))
+    assert inputs.tolist() == [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440], [612, 547, 1440, 1310, 22502]]
+    assert targets.tolist() == [[2402, 257, 640, 612, 547], [640, 612, 547, 1440, 1310], [547, 1440, 1310, 22502, 896]]
+
+
+def test_windows_of_a_store_go_to_spawned_workers_as_its_path(tmp_path):
+    for number, name in enumerate(("b.bin", "a.bin")):
+        (np.arange(30_000, dtype="<u2") + number * 30_000).tofile(tmp_path / name)
+    store = open_raw([tmp_path / "b.bin", tmp_path / "a.bin"])
+    dataset = TokenWindows(store, 5, 3, [Range(0, 29_000), Range(29_900, 30_100), Range(50_000, 60_000)])
+    assert len(pickle.dumps(dataset)) < 1000
+    order = np.random.default_rng(1).permutation(len(dataset))[:64].reshape(8, 8)
+    options = {"sampler": order, "batch_size": None, "collate_fn": as_it_is}
+    spawned = DataLoader(dataset, num_workers=2, multiprocessing_context="spawn", **options)
+    assert as_lists(spawned) == as_lists(DataLoader(dataset, **options))
