@@ -22,7 +22,6 @@ class InitStd(NamedTuple):
 
 # Source: openai/gpt-2, src/model.py: wte has a standard deviation of 0.02, wpe of 0.01. nanoGPT takes 0.02 for both.
 INIT_STD = {"gpt2": InitStd(0.02, 0.01), "normal": InitStd(1.0, 1.0)}
-TOKEN_INIT_STD, POSITION_INIT_STD = INIT_STD["gpt2"]
 
 
 class EmbeddingModule(nn.Module):
