@@ -2,12 +2,7 @@
 
 import os
 import shutil
-import signal
-import sys
-import threading
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import InvalidValue, MissingFile
 from gpt2_lit.lightning_private import validation_follows
 
@@ -99,8 +95,7 @@ class RunCheckpoint(Checkpoint):
         self._step_is_done = True
         self._saving_is_due = False
         self._stopping = False
-        self._signal = 0
-        self._former_handlers: dict[int, Any] = {}
+        self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -108,14 +103,16 @@ class RunCheckpoint(Checkpoint):
         self.directory = directory / "checkpoints" if directory else None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_signals(trainer)
+        if self.directory:
+            self._signals.take(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         self._step_is_done = True
         self._stopping = False
         self._restore_random_states()
-        self._take_signals(trainer)
+        if self.directory:
+            self._signals.take(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the batch before, after which Lightning writes its losses.
@@ -166,10 +163,10 @@ class RunCheckpoint(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._give_signals_back()
+        self._signals.give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_signals_back()
+        self._signals.give_back()
 
     def state_dict(self) -> dict[str, Any]:
         random_states = {"cpu": torch.get_rng_state()}
@@ -200,7 +197,7 @@ class RunCheckpoint(Checkpoint):
             self._stop_if_asked(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
-        self._stopping = self._asked_to_stop(trainer)
+        self._stopping = self._signals.stop_is_wanted(trainer)
         if self._stopping or self._saving_is_due:
             self._saving_is_due = False
             if trainer.validating:
@@ -210,9 +207,7 @@ class RunCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
-            # Where a process that Lightning started ends with another status than 0, it kills the one that started it.
-            started_by_lightning = trainer.local_rank > 0
-            raise SystemExit(0 if started_by_lightning else 128 + (self._signal or signal.SIGTERM))
+            self._signals.end_program(trainer)
 
     def _save_before_the_validation(self, trainer: Trainer) -> None:
         """Save such that a run which resumes from there begins with the validation that is under way."""
@@ -237,38 +232,6 @@ class RunCheckpoint(Checkpoint):
             error.filename = error.filename or str(aside)  # a disk that is full does not say it
             raise
         trainer.strategy.barrier()
-
-    def _take_signals(self, trainer: Trainer) -> None:
-        if self.directory and not self._former_handlers and threading.current_thread() is threading.main_thread():
-            self._signal = 0
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former_handlers[number] = signal.signal(number, partial(self._on_signal, trainer))
-
-    def _on_signal(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
-        if self._signal:
-            self._end_at_once(trainer, number)
-        self._signal = number
-        # Not print(): the signal may have come in the middle of one.
-        os.write(2, b"\nStopping when this step is done. Once more stops at once, and loses what is not saved.\n")
-
-    def _end_at_once(self, trainer: Trainer, number: int) -> None:
-        if trainer.world_size == 1:
-            raise SystemExit(128 + number)
-        # A process that ended in good order would wait for the others, which are elsewhere.
-        if trainer.strategy.launcher:
-            trainer.strategy.launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-        os._exit(128 + number)
-
-    def _asked_to_stop(self, trainer: Trainer) -> bool:
-        """Whether a signal came, to this process or another: all must stop at the same step."""
-        if trainer.world_size == 1:
-            return bool(self._signal)
-        return trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False)
-
-    def _give_signals_back(self) -> None:
-        for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
-        self._former_handlers = {}
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
