@@ -91,7 +91,7 @@ def info(options: argparse.Namespace) -> None:
     import numpy as np
 
     data, store, _ = _data(options)
-    rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer_name, "tokens": len(store)}
+    rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer.name, "tokens": len(store)}
     if store.num_sources:
         rows |= {
             "sources": store.num_sources,
@@ -276,11 +276,11 @@ def _checkpoint(name: str) -> str:
 
 def _tokenizer_of(checkpoint: str) -> Any:
     """The tokenizer of the run that a checkpoint lies in; GPT-2's for any other file."""
-    from gpt2_lit.text.bpe import gpt2_tokenizer
+    from gpt2_lit.text.tokenizer import make_tokenizer
 
     options = _options_of_run(str(Path(checkpoint).absolute().parent.parent))
     if options is None or options.get("tokenizer") != "words":
-        return gpt2_tokenizer()
+        return make_tokenizer("gpt2")
     from gpt2_lit.data.datamodule import GPTDataModule
 
     return GPTDataModule(**options).tokenizer
@@ -289,7 +289,7 @@ def _tokenizer_of(checkpoint: str) -> Any:
 def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
     """The one token that is a word, in GPT-2's way with the blank before it, or its pieces."""
     ids = min((tokenizer.encode(text) for text in (f" {word}", word)), key=len)
-    if not ids or getattr(tokenizer, "vocab", {}).get("<unk>") in ids:
+    if not ids or getattr(tokenizer.load(), "vocab", {}).get("<unk>") in ids:
         raise ValueError(f"{word!r} is not in the vocabulary of the checkpoint's tokenizer.")
     return ids
 
@@ -362,7 +362,7 @@ def _pieces(store: "TokenStore", num_tokens: int) -> Iterator["np.ndarray"]:
 def _check_ids(ids: "np.ndarray", data: "GPTDataModule") -> None:
     if ids.max() >= data.vocab_size:
         raise ValueError(
-            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer_name} ends at "
+            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer.name} ends at "
             f"{data.vocab_size - 1}. Was it written by another tokenizer, or as another data.token_dtype?"
         )
 
