@@ -18,6 +18,7 @@ from gpt2_lit.data.progress import Progress
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
+from gpt2_lit.lightning_private import callbacks_of
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
 from gpt2_lit.store.token_store import TokenStore
@@ -206,8 +207,8 @@ class GPTDataModule(LightningDataModule):
                 self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
         if self.trainer and stage == "fit" and self._progress is None:
             progress = Progress(self.trainer, self.train_sampler(*self._rank_and_world_size), self._identity)
-            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, Progress)]
-            self.trainer.callbacks = [progress, *others]
+            callbacks = callbacks_of(self.trainer)
+            callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
             self._progress_of_last_fit = progress
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
@@ -312,7 +313,7 @@ class GPTDataModule(LightningDataModule):
         return dataset
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
-        if self.trainer and self.trainer.overfit_batches:
+        if getattr(self.trainer, "overfit_batches", 0):
             # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
             return DataLoader(dataset, batch_size=self.batch_size)
         pin_memory = self.pin_memory
