@@ -104,7 +104,7 @@ def info(options: argparse.Namespace) -> None:
     from gpt2_lit.monitor.counts import count_ids, most_frequent, sample_pieces
 
     data, store, _ = _data(options)
-    rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer_name, "tokens": len(store)}
+    rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer.name, "tokens": len(store)}
     if store.num_sources:
         rows |= {
             "sources": store.num_sources,
@@ -342,6 +342,7 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
     from gpt2_lit.data.order import Position
 
     sampler = data.train_sampler(rank, world_size)
+    sampler.check_batches()
     position = sampler.after(Position(0, 0), step)
     if not sampler.batches_from(position.window):
         position = Position(position.epoch + 1, 0)
@@ -353,7 +354,7 @@ def _checked(ids: "np.ndarray", data: "GPTDataModule") -> "np.ndarray":
     """Ids, all of which are in the vocabulary."""
     if ids.max() >= data.vocab_size:
         raise InvalidValue(
-            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer_name} ends at "
+            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer.name} ends at "
             f"{data.vocab_size - 1}. Was it written by another tokenizer, or as another data.token_dtype?"
         )
     return ids

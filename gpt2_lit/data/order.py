@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DistributedSampler
 
+from gpt2_lit.errors import InvalidValue
+
 # A checkpoint is a position in this order: whoever changes a line of permute() must count this up.
 ORDER_VERSION = 1
 _ROUNDS = 8
@@ -179,6 +181,15 @@ class WindowSampler(DistributedSampler):
             for start in range(self.rank * self.batch_size, len(windows), self.global_batch):
                 yield windows[start : start + self.batch_size]
             window, remaining = stop, remaining - num_batches
+
+    def check_batches(self) -> None:
+        """Raise an InvalidValue if there are too few windows for one full batch."""
+        if not len(self):
+            or_keep_it = ", or set data.drop_last to false" if self.num_replicas == 1 else ""
+            raise InvalidValue(
+                f"too few windows for one full batch: {self.num_replicas} x batch_size {self.batch_size} windows, and "
+                f"the train split has {self.num_windows}. Lower data.batch_size or data.stride{or_keep_it}."
+            )
 
     def after(self, position: Position, num_batches: int) -> Position:
         """The position ``num_batches`` global batches after ``position``."""
