@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
 
@@ -29,7 +30,7 @@ def encode_shard(
 ) -> Shard:
     """Make one shard, whole or not at all. It depends on the plan alone, so any machine may do it, and twice."""
     tokenizer = recipe.tokenizer
-    end_of_text = np.array([tokenizer.end_of_text], token_dtype(tokenizer.vocab_size))
+    end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
     with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text) as writer:
         for part in plan.parts:
             for text, ends_document in _pieces(part, recipe):
@@ -118,23 +119,37 @@ def _process_pool(num_processes: int) -> Executor:
     """Not multiprocessing's, which would run the user's script once more in each process, unless it is guarded."""
     from loky import ProcessPoolExecutor
 
-    env = {"PYTHONSAFEPATH": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}
-    before = os.environ.get("PYTHONSAFEPATH")
+    # No file of the working directory is imported, and no process replaced because its memory grows.
+    with _inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"):
+        executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
+        executor.submit(int)  # starts all processes
+    return executor
+
+
+@contextmanager
+def _inherited(**environment: str) -> Iterator[None]:
+    """What processes that are started now inherit: an environment, and a deaf ear for Ctrl-C.
+
+    Ctrl-C reaches every process of a terminal; the parent stops the workers, also those that are starting.
+    """
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ |= environment
+    mask = None
+    if hasattr(signal, "pthread_sigmask"):  # elsewhere, on Windows, _start_worker does it
+        resource_tracker.ensure_running()  # which would end the blocking
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        # The trackers of resources, two processes that are started here, shall not import from it either.
-        os.environ["PYTHONSAFEPATH"] = "1"
-        if os.name == "posix":
-            resource_tracker.ensure_running()
-        return ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),), env=env)
+        yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _start_worker(parent: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the parent stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what others print must not get among the output of the command
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

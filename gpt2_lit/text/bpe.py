@@ -5,9 +5,11 @@ import hashlib
 import importlib.metadata
 import re
 import sys
+import textwrap
 import warnings
 from binascii import a2b_base64
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import FileError, InvalidValue
 
 if TYPE_CHECKING:
     import tiktoken
@@ -84,6 +86,27 @@ def gpt2_tokenizer(ranks_file: Path = RANKS_FILE) -> "tiktoken.Encoding":
     )
     _RANKS_SHA256[encoding] = checksum
     return encoding
+
+
+def encoding_names() -> list[str]:
+    """The names of the encodings that tiktoken has."""
+    import tiktoken
+
+    return tiktoken.list_encoding_names()
+
+
+def named_encoding(name: str) -> "tiktoken.Encoding":
+    """One of them, which tiktoken downloads at first use."""
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding(name)
+    except Exception as error:  # of the network, of the disk, or of a damaged download
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+        raise FileError(
+            f"tokenizer {name} cannot be loaded: tiktoken downloads it at first use, and that failed ({reason}). Load "
+            "it on a machine with a network and copy its TIKTOKEN_CACHE_DIR here, or set data.tokenizer to a file."
+        ) from None
 
 
 def encoding_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
@@ -158,10 +181,20 @@ def _gpt2_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
 
 
 def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
-    try:
-        return encoding.encode_to_numpy(text, disallowed_special=())
-    except UnicodeEncodeError:  # a lone surrogate: encode_ordinary mends it, encode_to_numpy does not
-        return np.asarray(encoding.encode_ordinary(text))
+    if _numpy_leaves_text_alone():
+        with suppress(UnicodeEncodeError):  # a lone surrogate, which encode_ordinary mends
+            return encoding.encode_to_numpy(text, disallowed_special=())
+    return np.asarray(encoding.encode_ordinary(text), dtype=np.uint32)
+
+
+@cache
+def _numpy_leaves_text_alone() -> bool:
+    """Whether the text <s> stays text; in tiktoken 0.9 and 0.10 encode_to_numpy made it the special token."""
+    import tiktoken
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("bytes", pat_str=".", mergeable_ranks=ranks, special_tokens={"<s>": 256})
+    return 256 not in encoding.encode_to_numpy("<s>", disallowed_special=())
 
 
 @cache

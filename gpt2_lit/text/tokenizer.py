@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,10 +19,19 @@ from gpt2_lit.text.bpe import (
     compact,
     cut_before,
     encoding_ids,
+    encoding_names,
     gpt2_tokenizer,
     is_gpt2,
+    named_encoding,
     ranks_sha256,
     uses_gigatoken,
+)
+from gpt2_lit.text.tokenizer_json import (
+    ENDS_OF_TEXT,
+    TokenizerFile,
+    is_gpt2_json,
+    json_fingerprint,
+    read_tokenizer_json,
 )
 from gpt2_lit.text.word_tokenizer import WORD_SPLIT, SimpleTokenizerV1, SimpleTokenizerV2, build_vocab, tokenize
 
@@ -126,13 +136,16 @@ def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None
     """The one place that makes a tokenizer of what the user chose.
 
     Args:
-        choice: gpt2; words, which are those of ``texts``; a ``tiktoken.Encoding``; an object with ``encode``,
-            ``decode``, ``n_vocab`` and ``eot_token`` (and a string ``fingerprint``, so that its tokens can be kept); or
-            a Tokenizer, which stays.
+        choice: gpt2; words, which are those of ``texts``; an encoding of tiktoken, like cl100k_base, or its name; the
+            path of a tokenizer.json, or of a directory with one; an object with ``encode``, ``decode``, ``n_vocab`` and
+            ``eot_token``, and a string ``fingerprint`` if its tokens shall be kept; or a Tokenizer, which is returned.
         texts: Gives the texts of which words are the vocabulary.
 
     Raises:
         InvalidValue: If it is none of these, or has no end of text.
+        MissingFile: If there is no file at the path.
+        FileError: If the ranks of an encoding cannot be downloaded.
+        MissingPackage: If a tokenizer.json takes tokenizers, and that is not installed.
 
     Example:
         >>> make_tokenizer("words", lambda: ["the cat", "sat"]).encode("the cat sat")
@@ -140,24 +153,36 @@ def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None
     """
     if isinstance(choice, Tokenizer):
         return choice
+    if isinstance(choice, os.PathLike):
+        return _of_file(os.fspath(choice))
     if not isinstance(choice, str):
         return _of_object(choice)
-    if choice == "gpt2":
-        return Tokenizer(
-            choice,
-            GPT2_VOCAB_SIZE,
-            GPT2_END_OF_TEXT,
-            GPT2_FINGERPRINT,
-            load=gpt2_tokenizer,
-            cut_before=WHITESPACE,
-            releases_gil=not uses_gigatoken(),
-        )
-    if choice == "words" and texts:
-        words = {word for text in texts() for word in tokenize(text)}
-        return _of_object(SimpleTokenizerV2(build_vocab("\n".join(words), [END_OF_TEXT, SimpleTokenizerV2.UNKNOWN])))
+    if choice in ("gpt2", "r50k_base"):  # one and the same, which ships with the package
+        return _gpt2(choice)
     if choice == "words":
-        raise InvalidValue("tokenizer words are those of a text, and there is none. Give one, or another tokenizer.")
-    raise InvalidValue(f"tokenizer must be one of gpt2, words, got {choice!r}. Set data.tokenizer.")
+        return _of_words(texts)
+    names = encoding_names()
+    if choice in names:
+        return _of_object(named_encoding(choice))
+    if os.sep in choice or choice.endswith(".json") or os.path.exists(os.path.expanduser(choice)):
+        return _of_file(choice)
+    choices = ", ".join(dict.fromkeys(["gpt2", "words", *names]))
+    raise InvalidValue(
+        f"tokenizer must be one of {choices}, or the path of a tokenizer.json, got {choice!r}. Set data.tokenizer."
+    )
+
+
+def unknown_tokenizer(vocab_size: int) -> Tokenizer:
+    """That of ids which are not from a tokenizer that is known: they are shown as numbers."""
+    return Tokenizer("unknown tokenizer", vocab_size, end_of_text=-1, fingerprint=None, load=_Numbers)
+
+
+class _Numbers:
+    def encode(self, text: str) -> list[int]:
+        raise InvalidValue("data.vocab_size is for .bin files, and the source is text. Leave it out.")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
 
 
 def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
@@ -205,6 +230,45 @@ def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def _gpt2(name: str) -> Tokenizer:
+    return Tokenizer(
+        name,
+        GPT2_VOCAB_SIZE,
+        GPT2_END_OF_TEXT,
+        GPT2_FINGERPRINT,
+        load=gpt2_tokenizer,
+        cut_before=WHITESPACE,
+        releases_gil=not uses_gigatoken(),
+    )
+
+
+def _of_words(texts: Callable[[], Iterable[str]] | None) -> Tokenizer:
+    if not texts:
+        raise InvalidValue("tokenizer words are those of a text, and there is none. Give one, or another tokenizer.")
+    words = {word for text in texts() for word in tokenize(text)}
+    return _of_object(SimpleTokenizerV2(build_vocab("\n".join(words), [END_OF_TEXT, SimpleTokenizerV2.UNKNOWN])))
+
+
+def _of_file(name: str) -> Tokenizer:
+    path = os.path.abspath(os.path.expanduser(name))
+    if os.path.isdir(path):
+        path = os.path.join(path, "tokenizer.json")
+    content = read_tokenizer_json(path)
+    if is_gpt2_json(content):
+        return _gpt2(name)
+    file = TokenizerFile(path, json_fingerprint(content))
+    encoder = file()
+    return Tokenizer(
+        name,
+        encoder.n_vocab,
+        _end_of_text(name, encoder.eot_token, f"one of {', '.join(ENDS_OF_TEXT)} among its added tokens"),
+        file.fingerprint,
+        load=file,
+        cut_before=encoder.cut_before,
+        releases_gil=True,
+    )
+
+
 def _of_object(encoder: Any) -> Tokenizer:
     import tiktoken
 
@@ -230,7 +294,10 @@ def _of_object(encoder: Any) -> Tokenizer:
         )
     name = kind.__name__
     if missing := [attribute for attribute in ("encode", "decode", "n_vocab") if not hasattr(encoder, attribute)]:
-        raise InvalidValue(f"the tokenizer {name} lacks {', '.join(missing)}. A tokenizer has encode, decode, n_vocab.")
+        raise InvalidValue(
+            f"the tokenizer {name} lacks {', '.join(missing)}, which a tokenizer must have. Of one of Hugging Face's "
+            "give the directory that save_pretrained wrote."
+        )
     ends = (getattr(encoder, attribute, None) for attribute in _END_ATTRIBUTES)
     end_of_text = next((end for end in ends if end is not None), None)
     fingerprint = getattr(encoder, "fingerprint", None)
