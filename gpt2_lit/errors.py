@@ -31,3 +31,7 @@ class MissingFile(UserError, FileNotFoundError):
 
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed."""
+
+
+class WorkerDied(UserError, RuntimeError):
+    """A process of ours was killed from outside, by the system if memory ran out."""

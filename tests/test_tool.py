@@ -409,7 +409,7 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
         (["info", "wrong.bin"], "vocabulary ends at 50256. Set --token-dtype to the type it was written with"),
         (["info", "odd.bin"], "which is not a whole number of uint16 ids above 0. Set --token-dtype"),
         (["verify", "nowhere"], "error: nowhere is not a token store: there is no"),
-        (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new folder."),
+        (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new directory."),
         (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or folder nowhere"),
         (["neighbours", "nowhere.pt", "rain"], "error: there is no file or directory nowhere.pt"),
         (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),

@@ -20,12 +20,11 @@ from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import callbacks_of
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text, source_name
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions, read_pieces
 from gpt2_lit.text.sources import find_files
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
-from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2
 
 # In this order: with os.PathLike, or Path before Sequence, jsonargparse makes one string of a list.
 Sources = str | Sequence[str | Path] | Path
@@ -135,7 +134,7 @@ class GPTDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.pin_memory = pin_memory
         self.document_ids = document_ids
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
@@ -283,9 +282,7 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _cache(self) -> TokenCache:
-        encoder = self.tokenizer.load()
-        words = encoder if isinstance(encoder, SimpleTokenizerV2) else None
-        return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
+        return TokenCache(self.cache_dir, Recipe(self.text_options, self.tokenizer), self.token_dtype)
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
