@@ -1,6 +1,5 @@
 """windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
 
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,11 +13,10 @@ from torch.utils.data import DataLoader
 
 from gpt2_lit.data.loaders import batch_loader
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
-from gpt2_lit.data.progress import Progress
+from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
-from gpt2_lit.lightning_private import callbacks_of
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text, source_name
 from gpt2_lit.store.token_store import TokenStore
@@ -106,7 +104,7 @@ class GPTDataModule(LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool | None = None,
         document_ids: bool = False,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
@@ -187,16 +185,13 @@ class GPTDataModule(LightningDataModule):
             if not self.trainer:
                 self.prepare_data()
             self.store = store = self._cache.open(self.source)
-            if self.val_source is None:
-                split = split_tokens(
-                    len(store), self.val_fraction, self.context_size, self.seed, store.nearest_document_end
-                )
-                self.train_dataset = self._windows(store, self.stride, split.train)
-                self.val_dataset = self._windows(store, self.context_size, split.val) if split.val else None
-            else:
-                whole = split_tokens(len(store), 0.0, self.context_size, self.seed)
-                self.train_dataset = self._windows(store, self.stride, whole.train)
+            val_fraction = self.val_fraction if self.val_source is None else 0.0
+            split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
+            self.train_dataset = self._windows(store, self.stride, split.train)
+            if self.val_source is not None:
                 self.val_dataset = self._evaluation_windows("val_source", self.val_source)
+            elif split.val:
+                self.val_dataset = self._windows(store, self.context_size, split.val)
         if self.val_dataset is None:
             if stage == "validate":
                 raise InvalidValue(
@@ -205,10 +200,8 @@ class GPTDataModule(LightningDataModule):
             if self.trainer:
                 self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
         if self.trainer and stage == "fit" and self._progress is None:
-            progress = Progress(self.trainer, self.train_sampler(*self._rank_and_world_size), self._identity)
-            callbacks = callbacks_of(self.trainer)
-            callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
-            self._progress_of_last_fit = progress
+            sampler = self.train_sampler(*self._rank_and_world_size)
+            self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
