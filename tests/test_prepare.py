@@ -684,7 +684,7 @@ def test_who_waits_says_so_and_goes_on_where_the_other_was_stopped(corpus, tmp_p
 
 
 def test_the_errors_of_sources_keep_their_words(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file or folder") as caught:
+    with pytest.raises(FileNotFoundError, match="there is no file or directory") as caught:
         prepare(tmp_path / "nowhere", tmp_path / "store")
     assert caught.value.errno is None
     assert not (tmp_path / "store").exists()

@@ -472,7 +472,9 @@ The options of a command:  gpt2-lit COMMAND --help
         return added
 
     def text_options(added: argparse._ActionsContainer) -> None:
-        added.add_argument("--text-field", metavar="NAME", help="field of .jsonl, column of .parquet (default: text)")
+        added.add_argument(
+            "--text-field", metavar="NAME", help="field of .jsonl, column of .csv and .parquet (default: text)"
+        )
         added.add_argument(
             "--strip-gutenberg", action="store_true", default=None, help="without Project Gutenberg's header and footer"
         )

@@ -21,7 +21,8 @@ from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, sour
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
 from gpt2_lit.text.readers import TextOptions, read_pieces
-from gpt2_lit.text.sources import Source, find_files
+from gpt2_lit.text.sources import SourceChoice as Source
+from gpt2_lit.text.sources import find_files
 from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
 
 TOKENIZERS = ("gpt2", "words")
@@ -45,10 +46,10 @@ class GPTDataModule(LightningDataModule):
             for input_ids, target_ids in loader: ...
 
     Args:
-        source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three also
-            .gz and .zst), .parquet, and datasets saved to disk. Documents are put one behind the other with GPT-2's end
-            of text between them. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them.
-            None is the tale that ships with gpt2_lit.
+        source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all four
+            also .gz and .zst), .parquet, and datasets saved to disk. Documents are put one behind the other with
+            GPT-2's end of text between them. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c
+            write them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), or words (an id for each word of the source).
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
@@ -72,7 +73,7 @@ class GPTDataModule(LightningDataModule):
             document_ids = batch``. Without, a batch is the plain pair.
         cache_dir: Folder where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
             ~/.cache/gpt2_lit. It may be deleted at any time.
-        text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
+        text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
 

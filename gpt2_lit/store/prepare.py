@@ -36,8 +36,10 @@ from gpt2_lit.store.manifest import (
     token_dtype,
 )
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, gpt2_tokenizer
-from gpt2_lit.text.readers import TextOptions, no_text_error, read_pieces
-from gpt2_lit.text.sources import Source, SourceFile, find_files, is_url
+from gpt2_lit.text.files import SourceFile, is_url
+from gpt2_lit.text.readers import TextOptions, can_be_cut, format_of, no_text_error, read_pieces
+from gpt2_lit.text.sources import SourceChoice as Source
+from gpt2_lit.text.sources import find_files
 from gpt2_lit.text.tokenizer import Encoder, token_array, tokenizer_hash
 from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2
 
@@ -174,7 +176,7 @@ def plan_shards(files: Sequence[SourceFile], recipe: Recipe, shard_bytes: int = 
     groups: list[list[Part]] = []
     open_bytes: float = float("inf")  # of the group that may still grow
     for file in files:
-        if file.can_be_cut and file.size > shard_bytes:
+        if can_be_cut(file) and file.size > shard_bytes:
             starts = range(0, file.size, shard_bytes)
             groups += [[Part(file, start, min(start + shard_bytes, file.size))] for start in starts]
             open_bytes = float("inf")
@@ -306,7 +308,7 @@ def _check_folder(store: Path) -> None:
 def _check_space(store: Path, plans: Sequence[ShardPlan]) -> None:
     # Of texts: English takes half a byte for each byte, source code more, compressed files more than they have. Rows
     # of other files hold who knows what beside the text.
-    texts = sum(part.num_bytes for plan in plans for part in plan.parts if part.file.kind == "text")
+    texts = sum(part.num_bytes for plan in plans for part in plan.parts if format_of(part.file.path).kind == "text")
     needed, free = int(0.4 * texts), shutil.disk_usage(store).free
     if needed > free:
         raise OSError(

@@ -10,7 +10,8 @@ from gpt2_lit.store.manifest import StoreError, is_store
 from gpt2_lit.store.prepare import Prepared, Recipe, prepare
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.token_store import TokenStore, open_store
-from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
+from gpt2_lit.text.files import SHIPPED_TEXT, is_url
+from gpt2_lit.text.sources import SourceChoice as Source
 from gpt2_lit.text.tokenizer import tokenizer_hash
 
 
