@@ -55,9 +55,9 @@ class LitGPT(LightningModule):
         self.log("val/loss", self._loss(batch), prog_bar=True, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.0, fused=True)
         warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / self.hparams.warmup_steps, 1.0)
+            optimizer, lambda step: min((step + 1) / self.hparams["warmup_steps"], 1.0)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 

@@ -12,7 +12,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
-from gpt2_lit.cli.run import find_checkpoint, run_folder
+from gpt2_lit.cli.run import directory_of_checkpoint, find_checkpoint
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def main(
         seed: Decides the draws.
     """
     path = find_checkpoint(checkpoint)
-    directory = run_folder(path)
+    directory = directory_of_checkpoint(path)
     if directory is None:
         raise FileNotFoundError(f"{path} is not in the directory of its run, whose config.yaml names the tokenizer.")
     model = EmbeddingStub.load_from_checkpoint(path, map_location="cpu")

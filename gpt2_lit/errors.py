@@ -35,3 +35,7 @@ class NotPermitted(UserError, PermissionError):
 
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed."""
+
+
+class WorkerDied(UserError, RuntimeError):
+    """A process of ours was killed from outside, by the system if memory ran out."""

@@ -5,7 +5,7 @@ Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the packa
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 def batches_trained(trainer: Trainer) -> int:
@@ -15,6 +15,11 @@ def batches_trained(trainer: Trainer) -> int:
     accumulated into one, and a model may have several optimizers. A documented count of batches would do.
     """
     return vars(trainer.fit_loop.epoch_loop.batch_progress.total)["processed"]
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """``trainer.callbacks``, which Lightning documents but does not declare: a type checker does not know it."""
+    return vars(trainer)["callbacks"]
 
 
 def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:

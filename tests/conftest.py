@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -68,6 +69,27 @@ def program(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, 
         return process.returncode, output
 
     return program
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., str]:
+    """Run a command line in this process, in an empty directory: what it printed, and the exit message."""
+    from gpt2_lit.cli.main import main  # not before pytest has installed the checks of shapes
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_stub.py"])
+
+    def here(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_stub.py", *args])
+        message = ""
+        try:
+            main()
+        except SystemExit as end:
+            message = "" if end.code in (0, None, 2) else str(end.code)
+        captured = capfd.readouterr()
+        return captured.out + captured.err + message
+
+    return here
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -6,11 +6,15 @@ import torch
 from conftest import DIFFERENT_WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_vocab, gpt2_tokenizer, tokenize
 from gpt2_lit.data.order import permute
+from gpt2_lit.store import token_cache
+from gpt2_lit.store.prepare import prepare
 from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.tokenizer import make_tokenizer
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
 # warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.
@@ -55,7 +59,7 @@ def test_the_ids_of_a_text_are_those_of_the_textbook():
     ids = gpt2_tokenizer().encode(TALE)
     assert data.store.read(0, len(data.store)).tolist() == ids
     assert data.vocab_size == 50257
-    assert data.tokenizer is gpt2_tokenizer()
+    assert data.tokenizer == make_tokenizer("gpt2")
     assert data.num_tokens == {"train": len(ids) - round(len(ids) * 0.1), "val": round(len(ids) * 0.1)}
 
 
@@ -108,7 +112,7 @@ def test_words_have_the_ids_of_the_vocabulary_of_the_source(tmp_path):
     (tmp_path / "b.txt").write_text("a cat")
     data = GPTDataModule(tmp_path, tokenizer="words", context_size=2, val_fraction=0.0)
     assert data.vocab_size == 7
-    assert data.tokenizer.vocab == {",": 0, "a": 1, "cat": 2, "hat": 3, "the": 4, "<|endoftext|>": 5, "<unk>": 6}
+    assert data.tokenizer.load().vocab == {",": 0, "a": 1, "cat": 2, "hat": 3, "the": 4, "<|endoftext|>": 5, "<unk>": 6}
     data.setup("fit")
     assert data.store.read(0, len(data.store)).tolist() == [4, 3, 0, 4, 2, 5, 1, 2]
 
@@ -260,7 +264,7 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokenizer": "gpt3"}, r"tokenizer must be one of gpt2, words, got 'gpt3'. Set data.tokenizer"),
+        ({"tokenizer": "gpt3"}, r"tokenizer must be one of gpt2, words, .* got 'gpt3'. Set data.tokenizer"),
         ({"context_size": 0}, "context_size must be at least 1, got 0. Set data.context_size"),
         ({"stride": 0}, "stride must be at least 1, got 0. Set data.stride"),
         ({"stride": -3}, "stride must be at least 1, got -3"),
@@ -368,3 +372,49 @@ def test_the_summary_names_the_source_and_counts_its_documents(tmp_path):
     some = made([tmp_path / "c.txt", tmp_path / "a.txt"]).summary()
     assert some.startswith(f"  source  {tmp_path / 'c.txt'} to {tmp_path / 'a.txt'} (2 documents in 2 files)\n")
     assert "  source  the tale that ships with gpt2_lit (tale.txt)\n" in made(None).summary()
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GPTDataModule, "data")
+    parser.add_argument("--config", action="config")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("args", "source"),
+    [
+        (["--data.source", "a.txt"], "a.txt"),
+        (["--data.source", "A: b.txt"], "A: b.txt"),
+        (["--data.source", "[a.txt, b.txt]"], ["a.txt", "b.txt"]),
+        (["--data.source", '["A: b.txt", "null"]'], ["A: b.txt", "null"]),
+        (["--data.source+", "a.txt", "--data.source+", "b.txt"], ["a.txt", "b.txt"]),
+        (["--data.source", "a.txt", "--data.source+", "b.txt"], ["a.txt", "b.txt"]),
+        (["--data.source+", "a.txt", "--data.source+", "A: b.txt", "--data.source+", "c"], ["a.txt", "A: b.txt", "c"]),
+        (["--data.source+", "a.txt", "--data.source+", "null"], ["a.txt", "null"]),
+        (["--config", '{data: {source: [a.txt, "A: b.txt", "null"]}}'], ["a.txt", "A: b.txt", "null"]),
+        (["--data.source", "null"], None),
+    ],
+    ids=str,
+)
+def test_several_sources_can_be_named_on_the_command_line(args, source):
+    config = parser().parse_args(args)
+    assert config.data.source == source
+    assert parser().parse_string(parser().dump(config)).data.source == source
+
+
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "12", "null", "A: b.json"])
+def test_a_tokenizer_on_the_command_line_is_a_name_or_a_path(name):
+    config = parser().parse_args(["--data.tokenizer", name])
+    assert config.data.tokenizer == name
+    assert parser().parse_string(parser().dump(config)).data.tokenizer == name
+
+
+@pytest.mark.parametrize("with_val_source", [False, True])
+def test_a_run_prepares_each_source_once(words, monkeypatch, with_val_source):
+    prepared = []
+    monkeypatch.setattr(token_cache, "prepare", lambda source, *args: prepared.append(source) or prepare(source, *args))
+    sources = {"source": words, "val_source": SHIPPED_TEXT} if with_val_source else {}
+    data = GPTDataModule(**sources)
+    fit(data, max_steps=1)
+    assert len(prepared) == max(len(sources), 1)

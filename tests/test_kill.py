@@ -202,8 +202,8 @@ def check_that_it_goes_on(
         assert saved == len(before) == reached, "the step is finished, and nothing is lost"
         assert f"stopped at step {saved}\n" in output
         assert "Traceback" not in output
-        (line,) = [line for line in output.splitlines() if line.startswith("  go on  ")]
-        command = shlex.split(line.removeprefix("  go on  "))
+        (line,) = [line for line in output.splitlines() if line.startswith("  resume  ")]
+        command = shlex.split(line.removeprefix("  resume  "))
 
     whole = trained(runs.whole(1))
     assert len(whole) == len(trained(runs.whole(processes))) == 3 * EPOCH

@@ -1,7 +1,7 @@
 import pytest
 from test_token_store import SHARDS, write_store
 
-from gpt2_lit.store.manifest import StoreError, VersionError, is_store
+from gpt2_lit.store.manifest import Manifest, Shard, StoreError, VersionError, is_store, sources_bytes
 from gpt2_lit.store.token_store import open_store
 
 
@@ -28,3 +28,30 @@ def test_what_is_no_store_says_how_to_make_one(tmp_path):
         assert not is_store(path)
         with pytest.raises(StoreError, match=r"is not a token store: there is no .* gpt2-lit prepare SOURCE"):
             open_store(path)
+
+
+def test_the_bytes_of_receipt_and_manifest_are_those_of_version_1():
+    shard = Shard("0123456789abcdef", 7, 2, 30, 123, 456, "/texts/a.txt to /texts/b.txt")
+    options = {"text_field": "text", "strip_gutenberg": False}
+    manifest = Manifest("gpt2", "f93c0f8db173bb3d", 50257, options, 16777216, 2, 0xABC, [shard])
+    fields = (
+        b'"key": "0123456789abcdef"',
+        b'"num_tokens": 7',
+        b'"num_documents": 2',
+        b'"num_bytes": 30',
+        b'"tokens_crc32": 123',
+        b'"documents_crc32": 456',
+        b'"made_from": "/texts/a.txt to /texts/b.txt"',
+    )
+    assert shard.dumps() == b"{" + b", ".join(fields) + b', "checksum": 2290925828}\n'
+    assert manifest.dumps() == (
+        b'{\n "format": "gpt2_lit token store",\n "format_version": 1,\n "dtype": "uint16",\n "num_tokens": 6,\n'
+        b' "num_documents": 2,\n "tokenizer": "gpt2",\n "tokenizer_hash": "f93c0f8db173bb3d",\n "vocab_size": 50257,\n'
+        b' "options": {\n  "text_field": "text",\n  "strip_gutenberg": false\n },\n "shard_bytes": 16777216,\n'
+        b' "num_sources": 2,\n "sources_crc32": 2748,\n "shards": [\n  {\n   '
+        + b",\n   ".join(fields)
+        + b'\n  }\n ],\n "checksum": 609653524\n}\n'
+    )
+    assert sources_bytes([("/a.txt", 3, "1", True), ("/b.txt", 4, "2", True)]) == (
+        b'[["/a.txt", 3, "1", true],\n["/b.txt", 4, "2", true]]\n'
+    )

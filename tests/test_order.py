@@ -296,7 +296,7 @@ def test_without_drop_last_each_window_comes_once_and_all_processes_have_as_many
 
 
 def test_a_place_within_an_epoch_has_no_meaning_for_processes_that_share_what_is_left():
-    with pytest.raises(ValueError, match="take drop_last"):
+    with pytest.raises(ValueError, match="need drop_last"):
         WindowSampler(10, 2, drop_last=False, world_size=2, position=lambda: Position(0, 4))
 
 

@@ -1,4 +1,3 @@
-import errno
 import gzip
 import json
 import os
@@ -17,24 +16,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.store import plan, storage
 from gpt2_lit.store import prepare as prepare_module
 from gpt2_lit.store.manifest import Manifest, StoreError, VersionError
-from gpt2_lit.store.prepare import Recipe, encode_shard, is_fresh, plan_shards, prepare
+from gpt2_lit.store.plan import Recipe, plan_shards
+from gpt2_lit.store.prepare import prepare
+from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import open_store
 from gpt2_lit.store.verify import verify
+from gpt2_lit.store.workers import encode_shard
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT
+from gpt2_lit.text.files import SHIPPED_TEXT
 from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SHIPPED_TEXT, find_files
+from gpt2_lit.text.sources import Source
+from gpt2_lit.text.tokenizer import make_tokenizer
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
 SHARD_BYTES = 20_000
 
 # What a user's program does, with shards so small that a corpus of a megabyte has dozens.
 DRIVER = """
-import resource, sys
-from gpt2_lit.store import prepare
+import logging, resource, sys
+from gpt2_lit.store import plan, prepare
 source, store, num_processes, shard_bytes, file_bytes = *sys.argv[1:3], *map(int, sys.argv[3:])
-prepare.SHARD_BYTES, prepare._IN_PROCESS_BYTES = shard_bytes, 0
+logging.basicConfig(level="INFO")
+plan.SHARD_BYTES, prepare._IN_PROCESS_BYTES = shard_bytes, 0
 if file_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 print(prepare.prepare(source, store, num_processes=num_processes, show_progress=False).num_made)
@@ -63,7 +69,7 @@ def error_of(process: subprocess.Popen) -> str:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(plan, "SHARD_BYTES", SHARD_BYTES)
 
 
 @pytest.fixture
@@ -139,7 +145,7 @@ def test_a_store_holds_the_ids_of_the_documents_with_the_end_of_text_between(tmp
         packed = gzip.compress(content, 1) if ending.endswith("gz") else content
         (corpus / f"{number}.{ending}").write_bytes(packed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "SHARD_BYTES", shard_bytes)
+        patch.setattr(plan, "SHARD_BYTES", shard_bytes)
         patch.setattr("os.fsync", lambda descriptor: None)  # hundreds of files
         if not any(documents):
             with pytest.raises(ValueError, match="empty"):
@@ -174,7 +180,8 @@ def test_words_have_the_ids_of_their_vocabulary(tmp_path):
     (tmp_path / "a.txt").write_text("b a")
     (tmp_path / "b.txt").write_text("c a")
     words = SimpleTokenizerV2({"a": 0, "b": 1, "c": 2, "<|endoftext|>": 3, "<unk>": 4})
-    manifest = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "store", Recipe(words=words)).manifest
+    recipe = Recipe(tokenizer=make_tokenizer(words))
+    manifest = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "store", recipe).manifest
     assert read_all(tmp_path / "store") == [1, 0, 3, 2, 0]
     assert (manifest.tokenizer, manifest.vocab_size, manifest.dtype) == ("words", 5, np.dtype("<u2"))
 
@@ -182,7 +189,8 @@ def test_words_have_the_ids_of_their_vocabulary(tmp_path):
 def test_a_vocabulary_beyond_two_bytes_takes_four(tmp_path):
     words = {f"w{number}": number for number in range(70_000)} | {"<|endoftext|>": 70_000, "<unk>": 70_001}
     (tmp_path / "a.txt").write_text("w5 w69999")
-    manifest = prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(words=SimpleTokenizerV2(words))).manifest
+    recipe = Recipe(tokenizer=make_tokenizer(SimpleTokenizerV2(words)))
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "store", recipe).manifest
     assert manifest.dtype == np.dtype("<u4")
     assert read_all(tmp_path / "store") == [5, 69999]
 
@@ -190,9 +198,11 @@ def test_a_vocabulary_beyond_two_bytes_takes_four(tmp_path):
 def test_a_shard_depends_on_its_plan_alone(corpus, tmp_path):
     recipe = Recipe()
     prepare(corpus, tmp_path / "store")
-    plans = plan_shards([file._replace(path=os.path.abspath(file.path)) for file in find_files(corpus)], recipe, 20_000)
+    plans = plan_shards(
+        [file._replace(path=os.path.abspath(file.path)) for file in Source.of(corpus).find_files()], recipe, 20_000
+    )
     (tmp_path / "elsewhere").mkdir()
-    shards = [encode_shard(plan, tmp_path / "elsewhere", recipe) for plan in reversed(plans)]
+    shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe) for plan in reversed(plans)]
     assert shards[::-1] == Manifest.load(tmp_path / "store").shards
     made, whole = tree(tmp_path / "elsewhere"), tree(tmp_path / "store")
     assert made == {name: whole[name] for name in made}
@@ -216,7 +226,7 @@ def test_a_store_may_lie_within_the_texts(corpus):
 
 
 def test_a_corpus_of_any_size_has_a_bounded_number_of_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "MAX_SHARDS", 8)
+    monkeypatch.setattr(plan, "MAX_SHARDS", 8)
     (tmp_path / "large.txt").write_text("a b c d e f " * 40_000)
     assert len(prepare(tmp_path / "large.txt", tmp_path / "store").manifest.shards) in range(4, 9)
 
@@ -230,7 +240,6 @@ def test_what_is_up_to_date_is_not_touched(corpus, tmp_path):
     times = {file.name: file.stat().st_mtime_ns for file in store.iterdir()}
     assert prepare(corpus, store) == (first.manifest, 0, [])
     assert {file.name: file.stat().st_mtime_ns for file in store.iterdir()} == times
-    assert is_fresh(store, find_files(corpus), Recipe())
 
 
 def lengthen(corpus: Path) -> list[str]:
@@ -276,7 +285,7 @@ def test_a_change_rebuilds_what_it_touches_and_is_told(corpus, tmp_path, change)
     [
         (Recipe(TextOptions(strip_gutenberg=True)), "strip_gutenberg was False and is True"),
         (
-            Recipe(words=SimpleTokenizerV2({"the": 0, "<|endoftext|>": 1, "<unk>": 2})),
+            Recipe(tokenizer=make_tokenizer(SimpleTokenizerV2({"the": 0, "<|endoftext|>": 1, "<unk>": 2}))),
             "the tokenizer was gpt2 and is words",
         ),
     ],
@@ -337,7 +346,9 @@ def test_a_folder_that_holds_other_things_is_refused_and_not_touched(tmp_path, f
     for name, content in files.items():
         (tmp_path / "mine" / name).write_text(content)
     before = tree(tmp_path / "mine")
-    with pytest.raises(StoreError, match=r"mine holds other files and no token store. Give an empty or a new folder"):
+    with pytest.raises(
+        StoreError, match=r"mine holds other files and no token store. Give an empty or a new directory"
+    ):
         prepare(None, tmp_path / "mine")
     assert tree(tmp_path / "mine") == before
 
@@ -355,9 +366,9 @@ def test_a_store_of_another_version_is_refused_and_not_touched(corpus, tmp_path)
 
 def test_a_file_is_no_folder_for_tokens(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StoreError, match=r"file is a file. Give a folder"):
+    with pytest.raises(StoreError, match=r"file is a file. Give a directory"):
         prepare(None, tmp_path / "file")
-    with pytest.raises(OSError, match=r"cannot be made \(Not a directory\). Or give another folder"):
+    with pytest.raises(OSError, match=r"cannot be made \(Not a directory\). Or give another directory"):
         prepare(None, tmp_path / "file" / "store")
 
 
@@ -404,7 +415,7 @@ def test_a_store_that_cannot_be_written_is_used_where_it_is_up_to_date(tmp_path,
     assert prepare(tmp_path / "corpus", disk / "store") == (first.manifest, 0, [])
     assert read_all(disk / "store") == joined(["a text"])
     (tmp_path / "corpus" / "b.txt").write_text("another")
-    with pytest.raises(OSError, match=r"store cannot be written: Read-only file system. .* give another folder"):
+    with pytest.raises(OSError, match=r"store cannot be written: Read-only file system. .* give another directory"):
         prepare(tmp_path / "corpus", disk / "store")
     with pytest.raises(OSError, match=r"other cannot be made \(Read-only file system\)"):
         prepare(tmp_path / "corpus", disk / "other")
@@ -556,14 +567,21 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def workers_of(process: subprocess.Popen) -> list[int]:
     found = []
     for task in Path(f"/proc/{process.pid}/task").glob("*/children"):
         try:
             found += map(int, task.read_text().split())
         except OSError:  # the thread, or the process, has ended
             continue
-    return found
+    return [pid for pid in found if b"loky" in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"-m")[2]
+    except OSError:
+        return b""
 
 
 def is_alive(pid: int) -> bool:
@@ -584,7 +602,7 @@ def stop_after(corpus: Path, store: Path, num_more: int, how: str) -> str | None
     workers: list[int] = []
 
     def is_there() -> bool:
-        workers[:] = children(process) or workers
+        workers[:] = workers_of(process) or workers
         return process.poll() is not None or (num_receipts(store) >= goal and bool(workers))
 
     wait_until(is_there)
@@ -660,9 +678,11 @@ def test_what_a_killed_run_left_half_done_goes_at_the_next_start(corpus, tmp_pat
     store = tmp_path / "store"
     finished(start(corpus, store))
     expected = tree(store)
+    ended = start(corpus, store)
+    finished(ended)
     (store / "manifest.json").unlink()
     for name in ("tokens-0123456789abcdef.bin", "manifest.json", "sources-01234567.json"):
-        (store / f"{name}.4711.tmp").write_text("half")
+        (store / f"{name}.{storage._HOST}.{ended.pid}.0123abcd.tmp").write_text("half")
     prepare(corpus, store)
     assert tree(store) == expected
 
@@ -677,7 +697,7 @@ def test_programs_that_prepare_at_once_do_the_work_once(corpus, tmp_path, num_pr
 
 def test_who_waits_says_so_and_goes_on_where_the_other_was_stopped(corpus, tmp_path, capfd):
     store = tmp_path / "store"
-    with prepare_module._at_work_on(store := store.absolute()) if store.mkdir() is None else None:
+    with LocalStorage(store).lock():
         waiting = start(corpus, store)
         assert "is being prepared by another process: waiting for it" in waiting.stderr.readline()
     assert finished(waiting) == num_shards(store)
@@ -688,4 +708,3 @@ def test_the_errors_of_sources_keep_their_words(tmp_path):
         prepare(tmp_path / "nowhere", tmp_path / "store")
     assert caught.value.errno is None
     assert not (tmp_path / "store").exists()
-    assert errno.ENOSPC in prepare_module._DISK_ERRORS

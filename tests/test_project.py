@@ -131,7 +131,7 @@ PRIVATE_WORDS = {
     r"hesitates?": "exp(mean loss): the effective number of choices",
     r"lets one expect": "expected at initialisation",
     r"sees to it": "who does what",
-    r"is no \w+ file": "is not a valid ... file",
+    r"is no (?!such)\w+ file": "is not a valid ... file",
     r"not whole": "truncated",
     r"ends? otherwise": "with other extensions",
     r"what one gets": "a surplus or deficit",

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
-import jsonargparse
 import pytest
 from test_files import find_files, needs_permissions
 
 from gpt2_lit.errors import InvalidType, MissingPackage
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile, open_file
-from gpt2_lit.text.sources import Source, SourceChoice
+from gpt2_lit.text.sources import Source
 
 
 def paths(files: Iterable[SourceFile]) -> list[Path]:
@@ -66,27 +65,6 @@ def test_what_is_no_path_is_refused(choice):
         InvalidType, match=re.escape(f"data.source must be a path, a URL or a list of these, got {choice}")
     ):
         Source.of(choice)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "choice"),
-    [
-        ([], None),
-        (["--data.source", "a.txt"], "a.txt"),
-        (["--data.source", "null"], None),
-        (["--data.source", "[a.txt, 'b c.txt']"], ["a.txt", "b c.txt"]),
-        (["--data.source+", "a.txt", "--data.source+", "b.txt"], ["a.txt", "b.txt"]),
-    ],
-)
-def test_a_command_line_may_give_one_or_several_names(arguments, choice):
-    class Data:
-        def __init__(self, source: SourceChoice = None) -> None: ...
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Data, "data")
-    config = parser.parse_args(arguments)
-    assert config.get("data.source") == choice
-    assert parser.parse_string(parser.dump(config)).get("data.source") == choice
 
 
 # What a source stands for.

@@ -1,6 +1,70 @@
+import errno
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pytest
 
-from gpt2_lit.store.storage import write_aside
+from gpt2_lit.errors import FileError
+from gpt2_lit.store import storage as storage_module
+from gpt2_lit.store.storage import LocalStorage, Storage, StoreError, write_aside
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    (tmp_path / "store").mkdir()
+    return LocalStorage(tmp_path / "store")
+
+
+def put(storage: Storage, name: str, content: bytes) -> None:
+    with storage.put(name) as file:
+        file.write(content)
+
+
+def test_files_are_put_listed_read_and_deleted(storage):
+    assert isinstance(storage, Storage)
+    assert storage.list() == {}
+    put(storage, "a", b"123")
+    put(storage, "b", b"")
+    put(storage, "a", b"12345")
+    assert storage.list() == {"a": 5, "b": 0}
+    assert storage.read("a") == b"12345"
+    storage.delete("a")
+    storage.delete("a")
+    assert storage.list() == {"b": 0}
+    with pytest.raises(FileNotFoundError):
+        storage.read("a")
+
+
+def test_a_file_is_seen_when_it_is_whole_and_not_before(storage):
+    put(storage, "a", b"before")
+    with storage.put("a") as file:
+        file.write(b"after")
+        file.flush()
+        assert storage.list() == {"a": 6}
+        assert storage.read("a") == b"before"
+    assert storage.read("a") == b"after"
+    with pytest.raises(TypeError), storage.put("a") as file:
+        file.write(b"never", 5)
+    assert storage.read("a") == b"after"
+    assert os.listdir(storage.path) == ["a"]
+
+
+def test_a_place_that_is_not_there_is_empty_and_a_file_is_refused(tmp_path):
+    assert LocalStorage(tmp_path / "nowhere" / "store").list() == {}
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match=r"file is a file. Give a directory for the tokens"):
+        LocalStorage(tmp_path / "file").list()
+    with (
+        pytest.raises(FileError, match=r"cannot be made \(Not a directory\). Or give another directory"),
+        LocalStorage(tmp_path / "file" / "store").lock(),
+    ):
+        pass
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -15,3 +79,88 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         file.write(b"after")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO])
+def test_an_error_of_the_disk_says_what_to_do(storage, code):
+    with pytest.raises(FileError, match=r"cannot be written: .* resumes. Or give another directory"), storage.put("a"):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(OSError, match="of a source"), storage.put("a"):
+        raise OSError("of a source")
+
+
+def test_two_files_of_one_name_and_process_do_not_meet(storage):
+    with storage.put("a") as first, storage.put("a") as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert storage.read("a") == b"first"
+    host = platform.node().replace(".", "-")
+    with storage.put("a"):
+        [aside] = [name for name in os.listdir(storage.path) if name != "a"]
+    assert aside.startswith(f"a.{host}.{os.getpid()}.")
+
+
+ENDED = """
+import os, sys
+from pathlib import Path
+from gpt2_lit.store.storage import LocalStorage
+with LocalStorage(Path(sys.argv[1])).put("killed") as file:
+    file.write(b"half")
+    file.flush()
+    os._exit(0)
+"""
+
+
+def test_what_killed_processes_left_goes_and_what_others_write_stays(storage):
+    subprocess.run([sys.executable, "-c", ENDED, str(storage.path)], check=True)
+    [killed] = os.listdir(storage.path)
+    other_host = killed.replace(storage_module._HOST, "another-host")
+    others = ["x.tmp", "tokens.bin.tmp", killed + ".bak"]
+    for name in (other_host, *others):
+        (storage.path / name).write_text("mine")
+    long_ago = time.time() - 2 * 24 * 3600
+    abandoned = other_host.replace("killed", "abandoned")
+    (storage.path / abandoned).write_text("half")
+    os.utime(storage.path / abandoned, (long_ago, long_ago))
+    with storage.put("running") as file:
+        file.write(b"more")
+        with storage.lock():
+            names = set(os.listdir(storage.path))
+    assert {name for name in names if not name.startswith("running.")} == {other_host, *others, ".lock"}
+    assert storage.read("running") == b"more"
+    assert storage.list().keys() == {"running", *others}
+
+
+def test_a_lock_is_held_by_one_and_the_others_wait(storage, caplog):
+    caplog.set_level(logging.INFO)
+    order = []
+
+    def wait() -> None:
+        with LocalStorage(storage.path).lock():
+            order.append("the other")
+
+    with storage.lock():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        with pytest.raises(BlockingIOError, match="in use"), LocalStorage(storage.path).lock(wait=False):
+            pass
+        time.sleep(0.2)
+        order.append("the first")
+    thread.join()
+    assert order == ["the first", "the other"]
+    assert "is being prepared by another process: waiting for it" in caplog.text
+
+
+def test_a_directory_that_goes_while_one_waits_is_made_again(storage):
+    def wait() -> None:
+        with LocalStorage(storage.path).lock():
+            put(storage, "a", b"1")
+
+    with storage.lock():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        os.unlink(storage.path / ".lock")
+        os.rmdir(storage.path)
+    thread.join()
+    assert storage.list() == {"a": 1}

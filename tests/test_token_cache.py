@@ -1,19 +1,29 @@
 import json
+import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.store.last_use import _HELD
 from gpt2_lit.store.manifest import StoreError
-from gpt2_lit.store.prepare import Recipe, prepare
-from gpt2_lit.store.token_cache import TokenCache, default_folder, source_name
+from gpt2_lit.store.plan import Recipe
+from gpt2_lit.store.prepare import prepare
+from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.token_cache import TokenCache, default_directory
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.sources import SHIPPED_TEXT, Source
+from gpt2_lit.text.tokenizer import make_tokenizer
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
-WORDS = SimpleTokenizerV2({"a": 0, "b": 1, "<|endoftext|>": 2, "<unk>": 3})
+VOCAB = {"a": 0, "b": 1, "<|endoftext|>": 2, "<unk>": 3}
+WORDS = make_tokenizer(SimpleTokenizerV2(VOCAB))
 
 
 @pytest.fixture
@@ -38,19 +48,19 @@ def test_a_text_is_encoded_once(cache, tmp_path):
 def test_the_tale_is_the_source_if_there_is_none(cache):
     cache.prepare(None)
     assert read_all(cache.open(None)) == gpt2_tokenizer().encode(TALE)
-    assert source_name(None) == "the tale that ships with gpt2_lit (tale.txt)"
+    assert str(Source.of(None)) == "the tale that ships with gpt2_lit (tale.txt)"
 
 
 def test_a_source_has_one_place_however_it_is_named(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    place = cache.place(tmp_path / "texts")
+    place = cache.directory_of(tmp_path / "texts")
     assert place.parent == tmp_path / "cache"
     assert place.name.startswith("texts-")
     for same in ("texts", "./texts/", "~/texts", ["texts"], Path("texts")):
-        assert cache.place(same) == place
-    assert cache.place(["b", "a"]) == cache.place(("a", "b")) != cache.place("a")
-    assert cache.place("https://host/my%20text.txt?x=1").name.startswith("my_20text.txt_x_1-")
+        assert cache.directory_of(same) == place
+    assert cache.directory_of(["b", "a"]) == cache.directory_of(("a", "b")) != cache.directory_of("a")
+    assert cache.directory_of("https://host/my%20text.txt?x=1").name.startswith("my_20text.txt_x_1-")
 
 
 def test_another_source_tokenizer_or_option_has_another_place(tmp_path):
@@ -58,11 +68,12 @@ def test_another_source_tokenizer_or_option_has_another_place(tmp_path):
         Recipe(),
         Recipe(TextOptions("content")),
         Recipe(TextOptions(strip_gutenberg=True)),
-        Recipe(words=WORDS),
-        Recipe(words=SimpleTokenizerV2({**WORDS.vocab, "c": 4})),
+        Recipe(tokenizer=WORDS),
+        Recipe(tokenizer=make_tokenizer(SimpleTokenizerV2({**VOCAB, "c": 4}))),
     ]
-    places = {TokenCache(tmp_path, recipe).place(source) for recipe in recipes for source in (None, "a.txt", "b/a.txt")}
-    assert len(places) == 3 * len(recipes)
+    sources = (None, "a.txt", "b/a.txt")
+    places = {TokenCache(tmp_path, recipe).directory_of(source) for recipe in recipes for source in sources}
+    assert len(places) == 3 * (len(recipes) - 1)  # another vocabulary of words has the same
 
 
 def test_a_store_is_opened_where_it_lies(cache, tmp_path, monkeypatch):
@@ -73,15 +84,15 @@ def test_a_store_is_opened_where_it_lies(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in (tmp_path / "tokens", "~/tokens", [str(tmp_path / "tokens")]):
         assert read_all(cache.open(source)) == gpt2_tokenizer().encode("a b")
-    assert not cache.folder.exists()
+    assert not cache.directory.exists()
 
 
 def test_a_store_of_another_tokenizer_is_refused(cache, tmp_path):
     (tmp_path / "a.txt").write_text("a b")
-    prepare(tmp_path / "a.txt", tmp_path / "tokens", Recipe(words=WORDS))
+    prepare(tmp_path / "a.txt", tmp_path / "tokens", Recipe(tokenizer=WORDS))
     with pytest.raises(StoreError, match=r"was made with the tokenizer words, and data.tokenizer is gpt2"):
         cache.open(tmp_path / "tokens")
-    assert read_all(TokenCache(tmp_path, Recipe(words=WORDS)).open(tmp_path / "tokens")) == [0, 1]
+    assert read_all(TokenCache(tmp_path, Recipe(tokenizer=WORDS)).open(tmp_path / "tokens")) == [0, 1]
 
 
 def test_texts_that_lie_beside_a_manifest_of_another_program_are_texts(cache, tmp_path):
@@ -92,7 +103,7 @@ def test_texts_that_lie_beside_a_manifest_of_another_program_are_texts(cache, tm
     assert read_all(cache.open(tmp_path / "texts")) == gpt2_tokenizer().encode("a b")
 
 
-def test_a_store_in_a_folder_named_like_a_file_of_ids_is_a_store(cache, tmp_path):
+def test_a_store_in_a_directory_named_like_a_file_of_ids_is_a_store(cache, tmp_path):
     (tmp_path / "a.txt").write_text("a b")
     prepare(tmp_path / "a.txt", tmp_path / "tokens.bin")
     assert cache.prepare(tmp_path / "tokens.bin") is None
@@ -127,13 +138,163 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("HOME", "/home/reader")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     monkeypatch.setenv("GPT2_LIT_CACHE", "~/tokens")
-    assert default_folder() == Path("/home/reader/tokens")
+    assert default_directory() == Path("/home/reader/tokens")
     monkeypatch.delenv("GPT2_LIT_CACHE")
-    assert default_folder() == Path("/caches/gpt2_lit")
+    assert default_directory() == Path("/caches/gpt2_lit")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path("/home/reader/.cache/gpt2_lit")
+    assert default_directory() == Path("/home/reader/.cache/gpt2_lit")
 
 
 def test_a_source_is_named_in_a_few_words():
-    assert source_name("a.txt") == "a.txt"
-    assert source_name(["a.txt", "b.txt", Path("c.txt")]) == "a.txt to c.txt"
+    assert str(Source.of("a.txt")) == "a.txt"
+    assert str(Source.of(["a.txt", "b.txt", Path("c.txt")])) == "a.txt to c.txt"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        (Recipe(), ["a.txt-58d84501cbf9c606", "b-b1d31d69e58c4781"]),
+        (Recipe(TextOptions("content", True)), ["a.txt-ab745e89e7ab41ad", "b-080cd8a3092f98f1"]),
+    ],
+)
+def test_the_places_of_gpt2s_tokens_are_those_of_all_caches_that_there_are(tmp_path, recipe, names):
+    cache = TokenCache(tmp_path, recipe)
+    sources = ("/texts/a.txt", ["/texts/b", "https://host/d.txt"])
+    assert [cache.directory_of(source).name for source in sources] == names
+
+
+def words_of(path: Path, cache: Path) -> TokenCache:
+    return TokenCache(cache, Recipe(tokenizer=make_tokenizer("words", lambda: [path.read_text()])))
+
+
+def test_a_text_whose_words_change_leaves_one_store(tmp_path):
+    text = tmp_path / "a.txt"
+    for number in range(3):
+        text.write_text(f"a text of {number} changes")
+        cache = words_of(text, tmp_path / "cache")
+        assert cache.prepare(text).num_made == 1
+        assert cache.recipe.tokenizer.decode(read_all(cache.open(text))) == f"a text of {number} changes"
+    [store] = (tmp_path / "cache").iterdir()
+    assert len(list(store.glob("tokens-*"))) == 1
+
+
+def test_tokens_of_another_vocabulary_are_never_opened(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("before")
+    before = words_of(text, tmp_path / "cache")
+    before.prepare(text)
+    text.write_text("after")
+    words_of(text, tmp_path / "cache").prepare(text)
+    with pytest.raises(StoreError, match=r"made with the tokenizer words, and data.tokenizer is words, or of"):
+        before.open(text)
+
+
+class Letters:
+    n_vocab, eot_token = 70_000, 69_999
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+def test_a_tokenizer_without_a_fingerprint_encodes_each_time_in_one_place(tmp_path):
+    (tmp_path / "a.txt").write_text("abc")
+    cache = TokenCache(tmp_path / "cache", Recipe(tokenizer=make_tokenizer(Letters())))
+    for _ in range(2):
+        assert cache.prepare(tmp_path / "a.txt").num_made == 1
+        assert read_all(cache.open(tmp_path / "a.txt")) == [97, 98, 99]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+# What the cache keeps.
+
+TEN_THOUSAND = "a b" + " a b" * 4999  # tokens
+
+
+def fill(cache: TokenCache, directory: Path, names: str) -> dict[str, Path]:
+    """A text of 10,000 tokens under each name, used one day after the other, by processes that have ended."""
+    for day, name in enumerate(names):
+        (directory / name).write_text(TEN_THOUSAND)
+        cache.prepare(directory / name)
+        age(cache.directory_of(directory / name), len(names) - day)
+    return {name: cache.directory_of(directory / name) for name in names}
+
+
+def age(place: Path, days: int) -> None:
+    if place in _HELD:
+        os.close(_HELD.pop(place))
+    at = time.time() - days * 24 * 3600
+    os.utime(place / ".last_use", (at, at))
+
+
+def test_the_cache_lists_what_it_holds_the_last_used_first(cache, tmp_path):
+    assert cache.entries() == []
+    places = fill(cache, tmp_path, "abc")
+    cache.open(tmp_path / "a")
+    (cache.directory / "of others").mkdir()
+    (cache.directory / "of others" / "manifest.json").write_text("mine")
+    prepare(tmp_path / "a", cache.directory / "my own store")
+    entries = cache.entries()
+    assert [entry.source for entry in entries] == [str(tmp_path / name) for name in "acb"]
+    assert [entry.path for entry in entries] == [places[name] for name in "acb"]
+    assert entries[0].last_use == pytest.approx(time.time(), abs=60)
+    assert entries[1].last_use == pytest.approx(time.time() - 24 * 3600, abs=60)
+    assert entries[0].num_bytes == sum(f.stat().st_size for f in places["a"].iterdir() if f.name != ".last_use")
+
+
+def test_the_least_recently_used_go_when_the_cache_is_full(cache, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    places = fill(cache, tmp_path, "abcd")
+    size = cache.entries()[0].num_bytes
+    age(places["a"], 0)  # used again
+    full = cache._replace(max_bytes=3 * size + size // 2)
+    full.prepare(tmp_path / "a")
+    assert len(cache.entries()) == 4, "nothing was encoded"
+    (tmp_path / "e").write_text(TEN_THOUSAND)
+    full.prepare(tmp_path / "e")
+    assert {entry.path for entry in cache.entries()} == {places["a"], places["d"], cache.directory_of(tmp_path / "e")}
+    assert f"deleted {places['b']}, which was used least recently" in caplog.text
+
+
+def test_what_a_process_uses_or_works_on_is_not_deleted(cache, tmp_path, caplog):
+    places = fill(cache, tmp_path, "abc")
+    with subprocess.Popen(
+        [sys.executable, "-c", USER, str(cache.directory), str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as user:
+        assert user.stdout.readline() == b"10000\n"
+        age(places["a"], 9)
+        with LocalStorage(places["b"]).lock():
+            (tmp_path / "d").write_text(TEN_THOUSAND)
+            cache._replace(max_bytes=0).prepare(tmp_path / "d")
+        assert {entry.source[-1] for entry in cache.entries()} == set("abd")
+        assert "that are in use, more than the 0.0 GB allowed" in caplog.text
+        assert [entry.path for entry in cache.clear()] == [places["b"]]
+        assert {entry.source[-1] for entry in cache.entries()} == set("ad")
+        user.stdin.close()
+    assert [entry.path for entry in cache.clear()] == [places["a"]]
+
+
+USER = """
+import sys
+from pathlib import Path
+from gpt2_lit.store.plan import Recipe
+from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.token_cache import TokenCache
+print(len(TokenCache(Path(sys.argv[1]), Recipe()).open(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
+    fill(cache, tmp_path, "a")
+    monkeypatch.setattr(Path, "write_text", raise_read_only)
+    assert cache.prepare(tmp_path / "a").num_made == 0
+    assert len(cache.open(tmp_path / "a")) == 10_000
+
+
+def raise_read_only(*args: object, **kwargs: object) -> None:
+    raise OSError(30, "Read-only file system")

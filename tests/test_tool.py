@@ -404,12 +404,12 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
         (["info", "nowhere.txt"], "error: SOURCE: there is no file or directory nowhere.txt (looked in"),
         (["info", "--context-size", "0"], "error: context_size must be at least 1, got 0. Set --context-size."),
         (["preview", "--context-size", "100000"], "error: the text is too short: one window needs"),
-        (["plan", "--world-size", "1000"], "error: no training batch is full: 1000 x --batch-size 8 windows"),
+        (["plan", "--world-size", "1000"], "error: too few windows for one full batch: 1000 x batch_size 8 windows"),
         (["info", "x.bin"], "error: SOURCE: there is no file x.bin"),
         (["info", "wrong.bin"], "vocabulary ends at 50256. Set --token-dtype to the type it was written with"),
         (["info", "odd.bin"], "which is not a whole number of uint16 ids above 0. Set --token-dtype"),
         (["verify", "nowhere"], "error: nowhere is not a token store: there is no"),
-        (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new folder."),
+        (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new directory."),
         (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or directory nowhere"),
         (["neighbours", "nowhere.pt", "rain"], "error: there is no file or directory nowhere.pt"),
         (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),
@@ -442,7 +442,7 @@ def test_an_id_beyond_the_vocabulary_that_no_sample_showed_is_an_error(tool, tmp
         (["infoo"], "there is no command 'infoo'. Did you mean info?\n  for all options: gpt2-lit --help"),
         (["info", "--contextsize=3"], "there is no option --contextsize=3. Did you mean --context-size?"),
         (["info", "--context", "3"], "there is no option --context"),
-        (["info", "a", "b"], "there is no place for the argument b."),
+        (["info", "a", "b"], "there is one argument too many: b."),
         (
             ["info", "--context-size", "x"],
             "argument --context-size: invalid int value: 'x'\n  for all options: gpt2-lit info",
@@ -509,7 +509,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
-    assert "stopped. What was finished is kept: the same command goes on." in err
+    assert "stopped. What was finished is kept: the same command resumes." in err
     assert not list((tmp_path / "tokens").glob("*.tmp"))
     done = run(*command[3:])
     assert done.returncode == 0

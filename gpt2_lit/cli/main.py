@@ -1,4 +1,4 @@
-"""command line -> all of the above: answers what needs no torch at once, and starts the rest."""
+"""command line -> all of the above: the short help at once, without torch; then LightningCLI."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ Train the embedding of a GPT-2 on a text, and watch its norms in TensorBoard.
   {prog} fit                              on the tale that ships with gpt2_lit
   {prog} fit --data.source my_text.txt    on your text
   {prog} fit --config configs/chapter.yaml
-  {prog} fit --ckpt_path last             go on with the newest run
+  {prog} fit --ckpt_path last             resume the newest run
   {prog} validate --ckpt_path best        loss and perplexity of its best weights
 
 commands:

@@ -1,4 +1,4 @@
-"""command line -> options: LightningCLI's parser, with a help that one can read and errors of a few lines."""
+"""command line -> options: LightningCLI's parser, with a readable help and errors of a few lines."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Leaves out the hundreds of known subclasses behind every class-typed option, and the usage that names all."""
+    """Leaves out the hundreds of known subclasses of every class-typed option, and the usage that names all options."""
 
     def __init__(self, prog: str, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("max_help_position", 8)
@@ -57,7 +57,7 @@ class OptionParser(LightningArgumentParser):
 
 
 def explain(parser: ArgumentParser, message: str) -> tuple[str, list[str]]:
-    """What is wrong, and what may have been meant. The messages read here are those of jsonargparse 4."""
+    """What is wrong, and what may have been meant, read from the messages of jsonargparse 4."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]
         return f"there is no option {name}", [f"--{key}" for key in _closest(name.lstrip("-"), _keys(parser))]
@@ -83,15 +83,8 @@ def explain(parser: ArgumentParser, message: str) -> tuple[str, list[str]]:
 
 def _keys(parser: ArgumentParser) -> list[str]:
     """Every key that the parser takes, and the arguments of the classes that options hold by default."""
-    keys = []
-    defaults = parser.get_defaults(skip_validation=True)
-    for action in parser._actions:
-        if any(option.startswith("--") and not option.endswith((".help", "+")) for option in action.option_strings):
-            keys.append(action.dest)
-            default = defaults.get(action.dest)
-            class_path = default.get("class_path") if hasattr(default, "get") else None
-            keys += [f"{action.dest}.{name}" for name in _class_arguments(class_path or "")]
-    return keys
+    keys = parser.get_defaults(skip_validation=True).keys()
+    return [key.removesuffix(".class_path").replace(".init_args", "") for key in keys]
 
 
 def _class_arguments(class_path: str) -> list[str]:
@@ -99,7 +92,7 @@ def _class_arguments(class_path: str) -> list[str]:
     try:
         owner = getattr(import_module(module), name)
         return ArgumentParser(exit_on_error=False).add_class_arguments(owner, fail_untyped=False)
-    except Exception:  # only a suggestion hangs on it
+    except Exception:  # only a suggestion depends on it
         return []
 
 
@@ -113,6 +106,6 @@ def _closest(word: str, known: Iterable[str]) -> list[str]:
         ]
         return (whole + last) / 2
 
-    scores = {key: likeness(key) for key in known}
-    best = max(scores.values(), default=0.0)
-    return [key for key, score in scores.items() if score >= max(0.6, best - 0.02)][:3]
+    found = {key: likeness(key) for key in known}
+    best = max(found.values(), default=0.0)
+    return [key for key, like in found.items() if like >= max(0.6, best - 0.02)][:3]

@@ -1,13 +1,8 @@
-"""a run -> a folder of its own: curves, config.yaml, and the checkpoints from which it goes on."""
+"""a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
 import os
 import shutil
-import signal
-import sys
-import threading
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,73 +11,72 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt2_lit.cli.signals import StopSignals
+from gpt2_lit.errors import InvalidValue, MissingFile
 from gpt2_lit.lightning_private import validation_follows
 
-LOG_FOLDER = "logs"
+LOG_DIRECTORY = "logs"
 
 
 class RunLogger(TensorBoardLogger):
     """Writes the curves of a run for TensorBoard, into ``save_dir/version_N``.
 
     Args:
-        save_dir: Folder of all runs.
-        version: Number of the run, or a name for its folder. None is the next free number, or, with ``--ckpt_path``,
-            the run that goes on.
+        save_dir: Directory of all runs.
+        version: Number of the run, or a name for its directory. None is the next free number, or, with
+            ``--ckpt_path``, that of the run that is resumed.
     """
 
-    # A signature without **kwargs: what is not an option here is neither in --help nor in config.yaml.
-    def __init__(self, save_dir: str = LOG_FOLDER, version: int | str | None = None) -> None:
+    # Without **kwargs: what is not an option here is neither in --help nor in config.yaml.
+    def __init__(self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None) -> None:
         super().__init__(save_dir, name="", version=version, default_hp_metric=False)
 
 
-def folder_of(trainer: Trainer) -> Path | None:
-    """The folder of a trainer's run; None without a logger, and in a trial with ``fast_dev_run``."""
-    log_dir = trainer.log_dir  # asks the other processes, so that all must ask
-    return Path(log_dir) if log_dir and trainer.loggers and not trainer.fast_dev_run else None
+def run_directory(trainer: Trainer) -> Path | None:
+    """The directory of a trainer's run; None without a logger, and in a trial with ``fast_dev_run``."""
+    log_dir = trainer.log_dir  # a collective operation: all processes must ask
+    is_trial = getattr(trainer, "fast_dev_run", False)
+    return Path(log_dir) if log_dir and trainer.loggers and not is_trial else None
 
 
 def is_run_logger(config: Any) -> bool:
-    """Whether a configured logger is the one above, with its options."""
+    """Whether a configured logger is a RunLogger."""
     return hasattr(config, "class_path") and config.class_path.endswith(f".{RunLogger.__name__}")
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the whole configuration of a run as config.yaml in its folder; one from before is kept as config-N.yaml."""
+    """Saves the whole configuration of a run as config.yaml in its directory; a former one becomes config-N.yaml."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not yet: a checkpoint that this configuration does not fit would be refused, and its own would be gone."""
+        """Not yet: this configuration may not fit its checkpoint, and must then not replace the one that does."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = folder_of(trainer)
-        if folder is None or not trainer.is_global_zero:
+        directory = run_directory(trainer)
+        if directory is None or not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path, aside = folder / "config.yaml", folder / "config.yaml.tmp"
+        directory.mkdir(parents=True, exist_ok=True)
+        path, aside = directory / "config.yaml", directory / "config.yaml.tmp"
         config = self.config.clone()
-        config.ckpt_path = None  # with the same options and without these two, it is another run
+        config.ckpt_path = None  # without these two, the same options start another run
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
         self.parser.save(config, aside, skip_none=False, overwrite=True, multifile=False)
         if path.exists() and path.read_bytes() != aside.read_bytes():
             number = 1
-            while (former := folder / f"config-{number}.yaml").exists():
+            while (former := directory / f"config-{number}.yaml").exists():
                 number += 1
             shutil.copyfile(path, former)
         _put_in_place(aside, path)
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the folder of a run.
+    """Saves ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the directory of a run, and stops it politely.
 
-    Each is written aside and put in its place when it is whole, so that neither is ever lost nor half done.
-    Without a logger a run has no folder, and nothing is kept.
-
-    The first Ctrl-C or SIGTERM lets the step end, with all batches that it accumulates, saves last.ckpt, and ends the
-    program with status 130 or 143; a second one ends it at once. A validation that is stopped begins anew when the run
-    goes on.
+    Without a logger a run has no directory, and nothing is saved. docs/resume.md says what a checkpoint holds, and what
+    Ctrl-C and SIGTERM do.
 
     Args:
-        every_n_steps: Optimizer steps from one last.ckpt to the next. It is also kept at the end of each epoch, and
+        every_n_steps: Optimizer steps from one last.ckpt to the next. It is also saved at the end of each epoch, and
             when the training ends or is stopped.
         monitor: Name of the logged value that is lowest for best.ckpt. While it is not logged there is no such file.
 
@@ -92,32 +86,33 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}. Set checkpoint.every_n_steps.")
+            raise InvalidValue(f"every_n_steps must be at least 1, got {every_n_steps}. Set checkpoint.every_n_steps.")
         self.every_n_steps = every_n_steps
         self.monitor = monitor
-        self.folder: Path | None = None
+        self.directory: Path | None = None
         self.best_score = float("inf")
         self._seen_step = 0
         self._step_is_done = True
         self._saving_is_due = False
         self._stopping = False
-        self._signal = 0
-        self._former_handlers: dict[int, Any] = {}
+        self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = folder_of(trainer)
-        self.folder = folder / "checkpoints" if folder else None
+        directory = run_directory(trainer)
+        self.directory = directory / "checkpoints" if directory else None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_signals(trainer)
+        if self.directory:
+            self._signals.take(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         self._step_is_done = True
         self._stopping = False
         self._restore_random_states()
-        self._take_signals(trainer)
+        if self.directory:
+            self._signals.take(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the batch before, after which Lightning writes its losses.
@@ -136,7 +131,7 @@ class RunCheckpoint(Checkpoint):
             or trainer.global_step // self.every_n_steps > self._seen_step // self.every_n_steps
         )
         self._seen_step = trainer.global_step
-        # A run that goes on from here would leave out what comes between this step and the next.
+        # Resuming from here would skip the validation that is due, and the end of the epoch.
         if not validation_follows(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_if_due(trainer)
 
@@ -161,17 +156,17 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # An epoch that max_steps cut off is not over: what was saved at its last step is the state to go on from.
+        # An epoch that max_steps cut off is not over: it is resumed from what was saved at its last step.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._saving_is_due = True
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._give_signals_back()
+        self._signals.give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_signals_back()
+        self._signals.give_back()
 
     def state_dict(self) -> dict[str, Any]:
         random_states = {"cpu": torch.get_rng_state()}
@@ -184,10 +179,10 @@ class RunCheckpoint(Checkpoint):
         self._random_states = state_dict.get("random_states", {})
 
     def _restore_random_states(self) -> None:
-        """Let dropout go on where it was.
+        """Let dropout continue where it was.
 
-        The states are those of the first process. All have the same: they begin with one seed, and loading data draws
-        no numbers.
+        The states are those of rank 0. All ranks have the same: they begin with one seed, and loading data draws no
+        numbers.
         """
         states, self._random_states = self._random_states, {}
         if "cpu" in states:
@@ -196,13 +191,13 @@ class RunCheckpoint(Checkpoint):
             torch.cuda.set_rng_state(states["cuda"].cpu())
 
     def _save_and_stop_in_validation(self, trainer: Trainer) -> None:
-        # A validation may also come while a gradient is half accumulated; then the end of the step is waited for.
+        # Within an accumulated step the end of the step is waited for.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
-        self._stopping = self._asked_to_stop(trainer)
+        self._stopping = self._signals.stop_is_wanted(trainer)
         if self._stopping or self._saving_is_due:
             self._saving_is_due = False
             if trainer.validating:
@@ -212,12 +207,10 @@ class RunCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
-            # When one of the processes that it started ends with another status than 0, Lightning kills this one.
-            started_by_lightning = trainer.local_rank > 0
-            raise SystemExit(0 if started_by_lightning else 128 + (self._signal or signal.SIGTERM))
+            self._signals.end_program(trainer)
 
     def _save_before_the_validation(self, trainer: Trainer) -> None:
-        """Save such that a run which goes on from there begins with the validation that is under way."""
+        """Save such that a run which resumes from there begins with the validation that is under way."""
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         reached = progress.state_dict()
         # This is how Lightning counts when a validation breaks off in its first batch.
@@ -228,49 +221,21 @@ class RunCheckpoint(Checkpoint):
         progress.load_state_dict(reached)
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        if self.folder is None:
+        if self.directory is None:
             return
-        path, aside = self.folder / name, self.folder / f"{name}.tmp"
-        trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
-        if trainer.is_global_zero:
-            _put_in_place(aside, path)
+        path, aside = self.directory / name, self.directory / f"{name}.tmp"
+        try:
+            trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
+            if trainer.is_global_zero:
+                _put_in_place(aside, path)
+        except OSError as error:
+            error.filename = error.filename or str(aside)  # a disk that is full does not say it
+            raise
         trainer.strategy.barrier()
 
-    def _take_signals(self, trainer: Trainer) -> None:
-        if self.folder and not self._former_handlers and threading.current_thread() is threading.main_thread():
-            self._signal = 0
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former_handlers[number] = signal.signal(number, partial(self._on_signal, trainer))
 
-    def _on_signal(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
-        if self._signal:
-            self._end_at_once(trainer, number)
-        self._signal = number
-        # Not print(): the signal may have come in the middle of one.
-        os.write(2, b"\nStopping when this step is done. Once more stops at once, and loses what is not saved.\n")
-
-    def _end_at_once(self, trainer: Trainer, number: int) -> None:
-        if trainer.world_size == 1:
-            raise SystemExit(128 + number)
-        # One of several that ended in good order would wait for the others, which are not at the same place.
-        if trainer.strategy.launcher:
-            trainer.strategy.launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-        os._exit(128 + number)
-
-    def _asked_to_stop(self, trainer: Trainer) -> bool:
-        """Whether a signal came, to this process or another: all must stop at the same step."""
-        if trainer.world_size == 1:
-            return bool(self._signal)
-        return trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False)
-
-    def _give_signals_back(self) -> None:
-        for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
-        self._former_handlers = {}
-
-
-def find_checkpoint(name: str, log_folder: str | Path = LOG_FOLDER) -> Path:
-    """The checkpoint file that ``--ckpt_path`` names: a path, or the newest ``last`` or ``best`` in a log folder.
+def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
+    """The checkpoint file that ``--ckpt_path`` names: a path, or the newest ``last`` or ``best`` of all runs.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -278,29 +243,29 @@ def find_checkpoint(name: str, log_folder: str | Path = LOG_FOLDER) -> Path:
     if name not in ("last", "best"):
         path = Path(name)
         if not path.exists():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"--ckpt_path: there is no file {path}. Give the path of a .ckpt file, or last or best for that of the "
                 "newest run."
             )
         return path
-    found = Path(log_folder).glob(f"*/checkpoints/{name}.ckpt")
+    found = Path(log_directory).glob(f"*/checkpoints/{name}.ckpt")
     newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
-        raise FileNotFoundError(
-            f"--ckpt_path {name}: no run in {Path(log_folder).resolve()} has a {name}.ckpt. Leave --ckpt_path out to "
-            "start a run, or give the path of a .ckpt file."
+        raise MissingFile(
+            f"--ckpt_path {name}: no run in {Path(log_directory).resolve()} has a {name}.ckpt. Leave --ckpt_path out "
+            "to start a run, or give the path of a .ckpt file."
         )
     return newest
 
 
-def run_folder(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint belongs to, if it lies in one."""
-    folder = checkpoint.parent.parent
-    return folder if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").exists() else None
+def directory_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The directory of the run that a checkpoint belongs to; None if it lies elsewhere."""
+    directory = checkpoint.parent.parent
+    return directory if checkpoint.parent.name == "checkpoints" and (directory / "config.yaml").exists() else None
 
 
 def _put_in_place(aside: Path, path: Path) -> None:
-    """Give a file that was written aside its name, once its bytes are on the disk."""
+    """Rename a file that was written aside, once its bytes are on the disk."""
     if aside.is_dir():  # a checkpoint that a strategy has sharded
         shutil.rmtree(path, ignore_errors=True)
     else:

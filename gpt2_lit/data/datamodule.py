@@ -1,8 +1,9 @@
 """windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
 
-import os
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,74 +13,68 @@ from torch.utils.data import DataLoader
 
 from gpt2_lit.data.loaders import batch_loader
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
-from gpt2_lit.data.progress import Progress
+from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, default_folder, is_text, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.bpe import GPT2_VOCAB_SIZE, gpt2_tokenizer
 from gpt2_lit.text.readers import TextOptions, read_pieces
-from gpt2_lit.text.sources import SourceChoice as Source
-from gpt2_lit.text.sources import find_files
-from gpt2_lit.text.word_tokenizer import SimpleTokenizerV2, build_vocab, tokenize
+from gpt2_lit.text.sources import Source, SourceChoice
+from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
 
-TOKENIZERS = ("gpt2", "words")
+logger = getLogger(__name__)
 
 
 class GPTDataModule(LightningDataModule):
-    """Shuffled windows of a text for training, and windows of other parts of the same text for validation.
+    """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
-    The text becomes tokens; the tokens are split into train and val ranges, so that no token is in both; each range
-    is cut into windows. A batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). The order is a
-    function of the seed and the number of windows trained on: the same for any number of workers, another each epoch,
-    and a run that was stopped goes on with the windows that it has not seen.
+    The text becomes tokens, the tokens are split into ranges for train and val, and each range is cut into windows. A
+    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Seed and epoch alone decide the order.
 
-    Under a Trainer, in a notebook (``setup("fit")``), and in a plain loop, where each pass over a loader is the next
-    epoch, and a new loader begins with the first::
+    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch::
 
         data = GPTDataModule("tale.txt", context_size=32)
         data.setup("fit")
-        loader = data.train_dataloader()
-        for epoch in range(6):
-            for input_ids, target_ids in loader: ...
+        for input_ids, target_ids in data.train_dataloader(): ...
 
     Args:
-        source: A file, folder, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all four
-            also .gz and .zst), .parquet, and datasets saved to disk. Documents are put one behind the other with
-            GPT-2's end of text between them. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c
-            write them. None is the tale that ships with gpt2_lit.
-        tokenizer: gpt2 (byte pairs, 50,257 ids), or words (an id for each word of the source).
+        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all
+            four also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
+            tokenizer's end of text. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write
+            them. None is the tale that ships with gpt2_lit.
+        tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
+            such as cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding,
+            or any object with encode, decode and n_vocab.
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
             overlap. Windows of validation and test never overlap, so that each token counts once.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        val_source: Text for validation, in the forms of source; then all of source is for training, and val_fraction
+        val_source: Text for validation, in the forms of source. Then all of source is for training, and val_fraction
             does not count.
         test_source: Text for test and predict, in the forms of source. None is what validation has.
         seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
             start from other weights see the same data.
-        shuffle: Order of training. global draws from all windows; block goes through blocks of neighbouring windows,
-            for cold disks and stores larger than the memory; both in another order each epoch. False is reading order.
+        shuffle: Order of training. global draws from all windows; block permutes blocks of neighbouring windows, for
+            cold disks and stores larger than memory; both in another order each epoch. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
         num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
-            that fit into memory. Beside several training processes they are spawned, for which a script of yours needs
-            ``if __name__ == "__main__":``.
+            that fit into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
         document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
-            models that shall not look from one document into another: ``input_ids, target_ids, position_ids,
-            document_ids = batch``. Without, a batch is the plain pair.
-        cache_dir: Folder where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
+            models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
+        cache_dir: Directory where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
             ~/.cache/gpt2_lit. It may be deleted at any time.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
+        vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
+            the tokenizer.
 
     Raises:
-        ValueError: If a number is out of its range, when the module is made; if the text is too short, not UTF-8 or
-            empty, in ``setup``.
+        ValueError: If a setting is out of its range; in ``setup``, if the text is too short, not UTF-8 or empty.
         FileNotFoundError: If a source does not exist, in ``setup``.
 
     Example:
@@ -92,62 +87,55 @@ class GPTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Source | None = None,
-        tokenizer: str = "gpt2",
+        source: SourceChoice = None,
+        tokenizer: str | Path | Encoder = "gpt2",
         context_size: int = 32,
         stride: int | None = None,
         batch_size: int = 8,
         val_fraction: float = 0.1,
-        val_source: Source | None = None,
-        test_source: Source | None = None,
+        val_source: SourceChoice = None,
+        test_source: SourceChoice = None,
         seed: int = 42,
         shuffle: Literal["global", "block"] | bool = "global",
         drop_last: bool = True,
         num_workers: int = 0,
         pin_memory: bool | None = None,
         document_ids: bool = False,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
+        vocab_size: int | None = None,
     ) -> None:
         super().__init__()
-        if tokenizer not in TOKENIZERS:
-            raise ValueError(
-                f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}. Set data.tokenizer."
-            )
-        stride = context_size if stride is None else stride
-        for name, value, least in (
-            ("context_size", context_size, 1),
-            ("stride", stride, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}. Set data.{name}.")
+        self.context_size = whole_number("context_size", context_size)
+        self.stride = self.context_size if stride is None else whole_number("stride", stride)
+        self.batch_size = whole_number("batch_size", batch_size)
+        self.num_workers = whole_number("num_workers", num_workers, least=0)
         if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed must be a number of 64 bits, got {seed}. Set data.seed.")
+            raise InvalidValue(f"seed must be a number of 64 bits, got {seed}. Set data.seed.")
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
+            raise InvalidValue(
+                f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction."
+            )
         if shuffle not in ("global", "block", True, False):
-            raise ValueError(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
+            raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
         self.source = source
         self.val_source = val_source
-        self.tokenizer_name = tokenizer
-        self.context_size = context_size
-        self.stride = stride
-        self.batch_size = batch_size
-        self.val_fraction = val_fraction
         self.test_source = test_source
+        self.val_fraction = val_fraction
         self.seed = seed
         self.shuffle: Shuffle = "global" if shuffle is True else shuffle
         self.drop_last = drop_last
-        self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.document_ids = document_ids
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_folder()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
+        self._tokenizer_choice = tokenizer
+        self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
+        if tokenizer != "words":  # those of the source, which is not read yet
+            _ = self.tokenizer
         self.store: TokenStore | None = None
         self.train_dataset: TokenWindows | None = None
         self.val_dataset: TokenWindows | None = None
@@ -157,24 +145,14 @@ class GPTDataModule(LightningDataModule):
     @property
     def vocab_size(self) -> int:
         """Number of ids in the vocabulary, V. With words it reads the source."""
-        return GPT2_VOCAB_SIZE if self.tokenizer_name == "gpt2" else self.tokenizer.n_vocab
+        return self.tokenizer.vocab_size
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """What made the ids, with ``encode`` and ``decode``."""
-        if self.tokenizer_name == "gpt2":
-            return gpt2_tokenizer()
-        if not is_text(self.source):
-            raise ValueError(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source_name(self.source)} holds "
-                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
-            )
-        words: set[str] = set()
-        for file in find_files(self.source):
-            for piece in read_pieces(file, self.text_options):
-                words.update(tokenize(piece.text))
-        special_words = ["<|endoftext|>", SimpleTokenizerV2.UNKNOWN]
-        return SimpleTokenizerV2(build_vocab("\n".join(words), special_words))
+    def tokenizer(self) -> Tokenizer:
+        """What made the ids, and decodes them."""
+        if self._vocab_size is not None:
+            return unknown_tokenizer(self._vocab_size)
+        return make_tokenizer(self._tokenizer_choice, self._texts)
 
     @property
     def num_tokens(self) -> dict[str, int]:
@@ -188,14 +166,13 @@ class GPTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
-        for source in (self.source, self.val_source, self.test_source):
-            if source is None and source is not self.source:
-                continue
+        others = [source for source in (self.val_source, self.test_source) if source is not None]
+        for source in (self.source, *others):
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
-                print(
-                    f"{source_name(source)} has changed since it was encoded: {changes}. "
+                logger.info(
+                    f"{Source.of(source)} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -205,26 +182,23 @@ class GPTDataModule(LightningDataModule):
             if not self.trainer:
                 self.prepare_data()
             self.store = store = self._cache.open(self.source)
-            if self.val_source is None:
-                split = split_tokens(
-                    len(store), self.val_fraction, self.context_size, self.seed, store.nearest_document_end
-                )
-                self.train_dataset = self._windows(store, self.stride, split.train)
-                self.val_dataset = self._windows(store, self.context_size, split.val) if split.val else None
-            else:
-                whole = split_tokens(len(store), 0.0, self.context_size, self.seed)
-                self.train_dataset = self._windows(store, self.stride, whole.train)
+            val_fraction = self.val_fraction if self.val_source is None else 0.0
+            split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
+            self.train_dataset = self._windows(store, self.stride, split.train)
+            if self.val_source is not None:
                 self.val_dataset = self._evaluation_windows("val_source", self.val_source)
+            elif split.val:
+                self.val_dataset = self._windows(store, self.context_size, split.val)
         if self.val_dataset is None:
             if stage == "validate":
-                raise ValueError("there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0.")
+                raise InvalidValue(
+                    "there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0."
+                )
             if self.trainer:
                 self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
         if self.trainer and stage == "fit" and self._progress is None:
-            progress = Progress(self.trainer, self.train_sampler(*self._rank_and_world_size), self._identity)
-            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, Progress)]
-            self.trainer.callbacks = [progress, *others]
-            self._progress_of_last_fit = progress
+            sampler = self.train_sampler(*self._rank_and_world_size)
+            self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -233,9 +207,8 @@ class GPTDataModule(LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
         """The order of training, of which each of several processes has a share."""
-        num_windows = len(_set_up(self.train_dataset))
-        sampler = WindowSampler(
-            num_windows,
+        return WindowSampler(
+            len(_set_up(self.train_dataset)),
             self.batch_size,
             self.seed,
             self.shuffle,
@@ -243,23 +216,18 @@ class GPTDataModule(LightningDataModule):
             rank,
             world_size,
         )
-        if not len(sampler):
-            or_keep_it = ", or set data.drop_last to false" if world_size == 1 else ""
-            raise InvalidValue(
-                f"too few windows for one full batch: {world_size} x batch_size {self.batch_size} windows, and the "
-                f"train split has {num_windows}. Lower data.batch_size or data.stride{or_keep_it}."
-            )
-        return sampler
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(_set_up(self.train_dataset), self._train_sampler)
+        sampler = self._train_sampler
+        sampler.check_batches()
+        return self._loader(_set_up(self.train_dataset), sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
 
     def test_dataloader(self) -> DataLoader:
         if self.test_dataset is None:
-            raise ValueError(
+            raise InvalidValue(
                 "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
             )
         return self._evaluation_loader(self.test_dataset)
@@ -282,7 +250,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = source_name(self.source)
+        name = str(Source.of(self.source))
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -290,7 +258,7 @@ class GPTDataModule(LightningDataModule):
         lines = [
             ("source", name),
             ("store", self.store.path),
-            ("tokens", f"{total:,} ({self.tokenizer_name}, vocabulary of {self.vocab_size:,})"),
+            ("tokens", f"{total:,} ({self.tokenizer.name}, vocabulary of {self.vocab_size:,})"),
             ("train", _split_line(train, total)),
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
             ("batch", f"{self.batch_size} windows x {self.context_size} tokens"),
@@ -304,25 +272,36 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _cache(self) -> TokenCache:
-        words = None if self.tokenizer_name == "gpt2" else self.tokenizer
-        return TokenCache(self.cache_dir, Recipe(self.text_options, words), self.token_dtype)
+        return TokenCache(self.cache_dir, Recipe(self.text_options, self.tokenizer), self.token_dtype)
+
+    def _texts(self) -> Iterator[str]:
+        """Those of the source, of which ``words`` makes its vocabulary."""
+        source = Source.of(self.source)
+        if not is_text(source):
+            raise InvalidValue(
+                f"with data.tokenizer words the vocabulary is that of the text, and {source} holds "
+                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+            )
+        return (piece.text for file in source.find_files() for piece in read_pieces(file, self.text_options))
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
-        end_of_text = self._cache.recipe.end_of_text if self.document_ids else None
+        end_of_text = self.tokenizer.end_of_text if self.document_ids else None
+        if end_of_text is not None and end_of_text < 0:
+            raise InvalidValue("data.document_ids needs the tokenizer that ends documents. Set data.tokenizer.")
         return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
-    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: SourceChoice) -> TokenWindows:
         store = self._cache.open(source)
         dataset = self._windows(store, self.context_size, [Range(0, len(store))])
         if not len(dataset):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
                 f"{len(store)}. Lower data.context_size or give more text in data.{name}."
             )
         return dataset
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
-        if self.trainer and self.trainer.overfit_batches:
+        if getattr(self.trainer, "overfit_batches", 0):
             # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
             return DataLoader(dataset, batch_size=self.batch_size)
         pin_memory = self.pin_memory

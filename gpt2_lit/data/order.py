@@ -1,4 +1,4 @@
-"""(seed, epoch, position) -> which window comes next: a shuffle that is computed, and so can go on anywhere."""
+"""(seed, epoch, position) -> which window comes next: a shuffle that is computed, and so can resume anywhere."""
 
 import hashlib
 import struct
@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DistributedSampler
 
-# A checkpoint is a place in this order: whoever changes a line of permute() must count this up.
+from gpt2_lit.errors import InvalidValue
+
+# A checkpoint is a position in this order: whoever changes a line of permute() must count this up.
 ORDER_VERSION = 1
 _ROUNDS = 8
 _AT_A_TIME = 4096  # windows whose order is computed in one go
@@ -23,13 +25,11 @@ Shuffle = Literal["global", "block"] | bool
 
 
 def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
-    """The windows that stand at these positions of a shuffled epoch.
+    """The windows at these positions of a shuffled epoch: for each seed and epoch a permutation of all windows.
 
-    For each seed and epoch this is a permutation of 0 .. num_windows - 1, of which any part can be had without the
-    rest: nothing is stored, nothing has to be sent to other processes, and 10^12 windows cost as little as ten.
-
-    A Feistel network shuffles the numbers of a range that is a power of two; a result beyond ``num_windows`` goes
-    through it again, until it falls inside ("cycle walking", less than two rounds on average).
+    Any part can be computed without the rest, so that 10^12 windows cost as little as ten. A Feistel network permutes
+    the numbers below a power of two; a result beyond ``num_windows`` goes through it again ("cycle walking", less than
+    two rounds on average).
     Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002); the mixing constants are those of
     splitmix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014).
 
@@ -43,11 +43,10 @@ def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epo
 def permute_in_blocks(
     positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
 ) -> Int64[np.ndarray, " B"]:
-    """A shuffle that reads the tokens in pieces of some size: for cold disks, and stores larger than the memory.
+    """The same for cold disks and for stores larger than memory: neighbouring windows stay near each other.
 
-    The windows are cut into blocks of 256 neighbours, beginning at another window each epoch. The blocks are permuted,
-    and then the windows of each 64 blocks that follow each other in the new order: a batch draws from 64 places.
-    As with :func:`permute`, any part can be had without the rest.
+    Blocks of 256 neighbouring windows, which begin at another window each epoch, are permuted, and then the windows of
+    each group of 64 blocks in the new order: a batch draws from 64 blocks.
 
     Example:
         >>> permute_in_blocks(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
@@ -60,7 +59,7 @@ def permute_in_blocks(
     groups = positions // group_windows
     for group in np.unique(groups).tolist():
         start = group * group_windows
-        # What is left behind the last whole block goes with the last group.
+        # The rest after the last whole block goes with the last group.
         stop = min(start + group_windows, num_windows)
         of_group = groups == group
         windows[of_group] = start + _permute(
@@ -107,21 +106,19 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 
 
 class Position(NamedTuple):
-    """How far a training has come in its data: ``window`` windows of epoch ``epoch``, by all processes together."""
+    """How far a training has come: ``window`` windows of epoch ``epoch``, by all processes together."""
 
     epoch: int
     window: int
 
 
 class WindowSampler(DistributedSampler):
-    """Gives one process its batches of window indices, from any position on, for ``DataLoader(batch_size=None)``.
+    """The batches of window indices of one process, for ``DataLoader(batch_size=None)``.
 
-    The order does not depend on the number of processes: they take equal shares of each global batch, so that two
-    processes with batches of 4 see what one sees with batches of 8. A pass that starts in the middle of an epoch
-    goes on into the next one, so that it is always as long as an epoch.
+    Processes take equal shares of each global batch: two with batches of 4 see what one sees with batches of 8. A pass
+    that starts within an epoch continues into the next one, so that it is always as long as an epoch.
 
-    It is a DistributedSampler in name only: that is how Lightning knows a sampler that needs no wrapping, and its own
-    would repeat windows to fill the last batch.
+    It is a DistributedSampler so that Lightning does not wrap it: its own repeats windows to fill the last batch.
 
     Args:
         num_windows: Windows in the dataset, W.
@@ -129,13 +126,12 @@ class WindowSampler(DistributedSampler):
         seed: Decides the order.
         shuffle: global permutes all windows, block those of neighbouring blocks (:func:`permute_in_blocks`), each in
             another order each epoch; False keeps their order. True is global.
-        drop_last: Whether to leave out the windows behind the last full global batch of an epoch. If not, several
-            processes share the windows of the last two global batches evenly, so that all have the same number of
-            batches: processes that talk to each other in every batch would otherwise wait for ever. A batch is empty
-            only where there are too few windows for that: fewer than processes, or a batch size of 1.
+        drop_last: Whether to leave out the windows after the last full global batch of an epoch. If not, several
+            processes share the windows of the last two global batches evenly: all must have the same number of
+            batches, or they would wait for each other for ever. With too few windows some batches are empty.
         rank: Which of the processes this is, from 0.
         world_size: Number of processes.
-        position: Asked at the start of each pass where to begin. None begins pass number k at epoch k.
+        position: Called at the start of each pass, which begins there. None begins pass number k at epoch k.
 
     Raises:
         ValueError: If there is a ``position`` and several processes, and not ``drop_last``.
@@ -153,7 +149,7 @@ class WindowSampler(DistributedSampler):
         position: Callable[[], Position] | None = None,
     ) -> None:
         if position and world_size > 1 and not drop_last:
-            raise ValueError("several processes that begin within an epoch take drop_last.")
+            raise ValueError("several processes that begin within an epoch need drop_last.")
         super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
         self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
         self.num_windows = num_windows
@@ -186,8 +182,17 @@ class WindowSampler(DistributedSampler):
                 yield windows[start : start + self.batch_size]
             window, remaining = stop, remaining - num_batches
 
+    def check_batches(self) -> None:
+        """Raise an InvalidValue if there are too few windows for one full batch."""
+        if not len(self):
+            or_keep_it = ", or set data.drop_last to false" if self.num_replicas == 1 else ""
+            raise InvalidValue(
+                f"too few windows for one full batch: {self.num_replicas} x batch_size {self.batch_size} windows, and "
+                f"the train split has {self.num_windows}. Lower data.batch_size or data.stride{or_keep_it}."
+            )
+
     def after(self, position: Position, num_batches: int) -> Position:
-        """Where a training is that was at ``position`` and has seen ``num_batches`` global batches since."""
+        """The position ``num_batches`` global batches after ``position``."""
         epoch, window = position
         left = self.batches_from(window)
         if num_batches > left:

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lit.data.order import Position, WindowSampler
 from gpt2_lit.errors import InvalidValue
-from gpt2_lit.lightning_private import batches_trained, counters_of_the_epoch
+from gpt2_lit.lightning_private import batches_trained, callbacks_of, counters_of_the_epoch
 
 
 class Progress(Callback):
@@ -75,3 +75,10 @@ class Progress(Callback):
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
             current[count] += shift
+
+
+def follow(trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> Progress:
+    """The progress of a training that begins, as one of the trainer's callbacks."""
+    progress, callbacks = Progress(trainer, sampler, identity), callbacks_of(trainer)
+    callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
+    return progress

@@ -5,8 +5,10 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Validation is cut out in stretches of about this many tokens. One stretch loses less than one window of tokens at
-# its end: 3 % at a context of 1024. Many short ones would show more of the text and lose more of it.
+from gpt2_lit.errors import InvalidValue
+
+# Validation is cut out in stretches of about this many tokens. Each loses less than one window of tokens at its end:
+# 3 % at a context of 1024. Shorter stretches would show more of the text and lose more of it.
 STRETCH_TOKENS = 32_768
 MAX_STRETCHES = 4096  # a store of any size is split in the same few milliseconds
 
@@ -36,21 +38,19 @@ def split_tokens(
     seed: int,
     nearest_document_end: Callable[[int, int], int] = lambda position, within: position,
 ) -> Split:
-    """Set stretches of a text aside for validation, at random places that the seed decides.
+    """Set stretches of a text aside for validation, at random positions that the seed decides.
 
-    Windows are cut after this, inside the ranges: overlapping windows that are split at random put the same tokens on
-    both sides. The split does not depend on the stride nor the batch size, and on the context size only where a text
-    is so short that validation has less than two windows, or where the context is beyond 4,000 tokens.
+    Windows are cut afterwards, inside the ranges: splitting overlapping windows would put the same tokens on both
+    sides. The split does not depend on stride or batch size, and on the context size only for texts of less than two
+    validation windows and contexts above 4,000 tokens.
 
     Args:
         num_tokens: Length of the text, in tokens.
         val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
         context_size: Length of a window, in tokens.
         seed: Decides where validation lies.
-        nearest_document_end: From a place among the tokens and a distance, the document end nearest to it, or the
-            place itself if none is so near: :meth:`TokenStore.nearest_document_end`. Stretches
-            begin and end there if one is within an eighth of their length. What one gets too much or too little is made
-            up for by the next, so that all together are off by less than one stretch.
+        nearest_document_end: :meth:`TokenStore.nearest_document_end`. Stretches begin and end at the end of a document
+            within an eighth of their length; a surplus or deficit carries over to the next stretch.
 
     Raises:
         ValueError: If the text cannot give each side one window of ``context_size + 1`` tokens.
@@ -63,7 +63,7 @@ def split_tokens(
     val_tokens = max(round(num_tokens * val_fraction), window) if val_fraction else 0
     if num_tokens - val_tokens < window:
         val_part = f" and {val_tokens} for val" if val_tokens else ""
-        raise ValueError(
+        raise InvalidValue(
             f"the text is too short: one window needs context_size + 1 = {window} tokens in train{val_part}, "
             f"and the text has {num_tokens}. Lower data.context_size{' or data.val_fraction' * bool(val_tokens)}, "
             "or give more text."
@@ -73,13 +73,13 @@ def split_tokens(
 
     num_stretches = min(max(val_tokens // max(STRETCH_TOKENS, 8 * window), 1), MAX_STRETCHES)
     length = val_tokens // num_stretches
-    num_places = max(num_tokens // length, 2)
+    num_slots = max(num_tokens // length, 2)
     slack = math.floor(min(length / 8, (length - window) / 2))
 
     val: list[Range] = []
     owed = 0  # tokens that validation has too few so far, or too many
-    for place in _choose(num_places, num_stretches, seed):
-        start = nearest_document_end((num_tokens - length) * place // (num_places - 1), slack)
+    for slot in _choose(num_slots, num_stretches, seed):
+        start = nearest_document_end((num_tokens - length) * slot // (num_slots - 1), slack)
         start = max(start, val[-1].stop if val else 0)
         stop = min(nearest_document_end(start + length + owed, slack), num_tokens)
         owed += length - (stop - start)
@@ -89,17 +89,17 @@ def split_tokens(
     train = [Range(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if start < stop]
     assert borders == sorted(borders), "train and val must be disjoint"
     if all(stretch.num_tokens < window for stretch in train):
-        raise ValueError(
+        raise InvalidValue(
             f"val_fraction {val_fraction} leaves no stretch of context_size + 1 = {window} tokens for train. "
             "Lower data.val_fraction or data.context_size."
         )
     return Split(train, val)
 
 
-def _choose(num_places: int, num_chosen: int, seed: int) -> list[int]:
-    """Different places, ascending. Python promises that random() never changes; of sample() it does not."""
+def _choose(num_slots: int, num_chosen: int, seed: int) -> list[int]:
+    """Different numbers below ``num_slots``, ascending. Python keeps what random() gives for a seed, not sample()."""
     rng = random.Random(seed)
     chosen: set[int] = set()
     while len(chosen) < num_chosen:
-        chosen.add(int(rng.random() * num_places))
+        chosen.add(int(rng.random() * num_slots))
     return sorted(chosen)

@@ -22,7 +22,6 @@ class InitStd(NamedTuple):
 
 # Source: openai/gpt-2, src/model.py: wte has a standard deviation of 0.02, wpe of 0.01. nanoGPT takes 0.02 for both.
 INIT_STD = {"gpt2": InitStd(0.02, 0.01), "normal": InitStd(1.0, 1.0)}
-TOKEN_INIT_STD, POSITION_INIT_STD = INIT_STD["gpt2"]
 
 
 class EmbeddingModule(nn.Module):
@@ -33,23 +32,15 @@ class EmbeddingModule(nn.Module):
         embed_dim: Length of a vector, D.
         context_size: The longest sequence, in tokens.
         dropout: Share of the numbers set to zero in training, from 0 to below 1. GPT-2 was trained with 0.1.
-        init: gpt2 (normal with a standard deviation of 0.02 for tokens and 0.01 for positions), or normal (PyTorch's
-            default for an embedding, a standard deviation of 1).
-        pad_vocab_to_multiple_of: Rows without a token are added to the token table until their number is a multiple of
-            this: 128 makes 50,304 rows for 50,257 ids, which suits GPUs. Their ids are refused, and they get no logit.
-
-    Raises:
-        ValueError: If a size is below 1, ``dropout`` outside [0, 1) or ``init`` unknown.
+        init: gpt2 (normal with standard deviations of 0.02 for tokens and 0.01 for positions), or normal (of 1).
+        pad_vocab_to_multiple_of: The token table gets rows without a token, up to a multiple of this: 128 makes 50,304
+            rows for 50,257 ids, which suits GPUs. Their ids are refused, and they get no logit.
 
     Example:
         >>> embedding = EmbeddingModule(vocab_size=10, embed_dim=4, context_size=5)
         >>> vectors = embedding(torch.tensor([[1, 2, 3], [3, 2, 1]]))
-        >>> vectors.shape
-        torch.Size([2, 3, 4])
-        >>> embedding(torch.tensor([1, 2, 3])).shape
-        torch.Size([3, 4])
-        >>> embedding.logits(vectors).shape
-        torch.Size([2, 3, 10])
+        >>> vectors.shape, embedding.logits(vectors).shape
+        (torch.Size([2, 3, 4]), torch.Size([2, 3, 10]))
     """
 
     def __init__(
@@ -62,18 +53,7 @@ class EmbeddingModule(nn.Module):
         pad_vocab_to_multiple_of: int = 1,
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("vocab_size", vocab_size),
-            ("embed_dim", embed_dim),
-            ("context_size", context_size),
-            ("pad_vocab_to_multiple_of", pad_vocab_to_multiple_of),
-        ):
-            if size < 1:
-                raise InvalidValue(f"{name} must be at least 1, got {size}.")
-        if not 0 <= dropout < 1:
-            raise InvalidValue(f"dropout must be at least 0 and below 1, got {dropout}. Set model.dropout.")
-        if init not in INIT_STD:
-            raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")
+        _check_settings(vocab_size, embed_dim, context_size, dropout, init, pad_vocab_to_multiple_of)
         self.vocab_size = vocab_size
         self.embed_dim = embed_dim
         self.context_size = context_size
@@ -154,24 +134,18 @@ class EmbeddingModule(nn.Module):
         start_position: int = 0,
         position_ids: Shaped[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*B T D"]:
-        """The vectors of a batch of sequences, or of a single one.
+        """The vectors of a batch of sequences, shape (B, T, D), or of a single one, (T, D).
 
         Args:
             input_ids: Token ids below ``vocab_size``; int64 or int32, shape (B, T) or (T,).
-            start_position: Position of the first token: the number of tokens before it, when a text is generated one
-                token at a time.
-            position_ids: The position of each token, where documents within a window each start at 0; int64 or int32,
-                shape (B, T) or (T,).
-
-        Returns:
-            Shape (B, T, D) or (T, D).
+            start_position: Position of the first token, when a text is generated one token at a time.
+            position_ids: The position of each token instead, shape (B, T) or (T,): each document of a window starts
+                at 0.
 
         Raises:
-            TypeError: If ids are not int64 or int32.
-            ValueError: If the sequences do not fit into ``context_size``, have more than two dimensions, or another
-                shape than their ``position_ids``; or if these come with a ``start_position``.
+            TypeError, ValueError: If the ids have another type or shape, or do not fit into ``context_size``.
             IndexError: If an id is not in the vocabulary, or a position not below ``context_size``. On a GPU the check
-                is queued, so as not to wait for the result: the message is printed there, and a later call fails.
+                does not wait: the message is printed there, and a later call fails.
         """
         self._check_shapes(input_ids, start_position, position_ids)
         has_padding = len(self.token_embedding.weight) > self.vocab_size
@@ -183,7 +157,7 @@ class EmbeddingModule(nn.Module):
                 positions = self.position_embedding.weight[start_position : start_position + input_ids.shape[-1]]
             else:
                 positions = self.position_embedding(position_ids)
-        except IndexError:  # On the CPU a lookup checks its ids itself, at no cost, but does not say which and why.
+        except IndexError:  # on the CPU a lookup checks its ids at no cost, but does not say which is wrong
             self._check_ranges(input_ids, position_ids)
             raise
         if _has_forward_hooks(self.token_embedding):  # one of which may have kept the vectors
@@ -199,26 +173,22 @@ class EmbeddingModule(nn.Module):
     def next_token_loss(self, hidden: Float[Tensor, "*B T D"], target_ids: Shaped[Tensor, "..."]) -> Float[Tensor, ""]:
         """The mean cross-entropy of the next tokens, in nats, without holding all logits at a time.
 
-        The same number as ``F.cross_entropy(logits(hidden).flatten(0, 1), target_ids.flatten())``, for which PyTorch
-        holds three times the logits: 5 GB for 8 x 1024 tokens of GPT-2 small. It has no second derivative.
+        It is ``F.cross_entropy(logits(hidden).flatten(0, 1), target_ids.flatten())``, which holds three times the
+        logits: 5 GB for 8 x 1024 tokens of GPT-2 small.
 
         Args:
             hidden: What came out of the model, shape (B, T, D) or (T, D).
             target_ids: The tokens that came next; int64 or int32, shape (B, T) or (T,).
 
         Raises:
-            TypeError: If the ids are not int64 or int32.
-            ValueError: If there is not one target for each vector.
-            IndexError: If an id is not in the vocabulary; on a GPU as in :meth:`forward`.
-
-        Example:
-            >>> embedding = EmbeddingModule(vocab_size=10, embed_dim=4, context_size=5)
-            >>> hidden, target_ids = torch.randn(2, 3, 4), torch.tensor([[1, 2, 3], [3, 2, 1]])
-            >>> loss = embedding.next_token_loss(hidden, target_ids)
-            >>> plain = F.cross_entropy(embedding.logits(hidden).flatten(0, 1), target_ids.flatten())
-            >>> torch.allclose(loss, plain)
-            True
+            TypeError, ValueError, IndexError: As in :meth:`forward`.
         """
+        self._check_targets(hidden, target_ids)
+        table = self.token_embedding.weight
+        summed = summed_cross_entropy(hidden.flatten(0, -2), table, target_ids.flatten().long(), self.vocab_size)
+        return summed / target_ids.numel()
+
+    def _check_targets(self, hidden: Tensor, target_ids: Tensor) -> None:
         _check_type("target_ids", target_ids)
         if target_ids.shape != hidden.shape[:-1]:
             raise InvalidValue(
@@ -227,9 +197,6 @@ class EmbeddingModule(nn.Module):
             )
         if not torch.compiler.is_compiling():
             _check_range("target_ids", target_ids, "vocab_size", self.vocab_size)
-        table = self.token_embedding.weight
-        summed = summed_cross_entropy(hidden.flatten(0, -2), table, target_ids.flatten().long(), self.vocab_size)
-        return summed / target_ids.numel()
 
     def _check_shapes(self, input_ids: Tensor, start_position: int, position_ids: Tensor | None) -> None:
         _check_type("input_ids", input_ids)
@@ -263,9 +230,25 @@ class EmbeddingModule(nn.Module):
         return f"init={self.init}"
 
 
+def _check_settings(
+    vocab_size: int, embed_dim: int, context_size: int, dropout: float, init: str, pad_vocab_to_multiple_of: int
+) -> None:
+    for name, size in (
+        ("vocab_size", vocab_size),
+        ("embed_dim", embed_dim),
+        ("context_size", context_size),
+        ("pad_vocab_to_multiple_of", pad_vocab_to_multiple_of),
+    ):
+        if size < 1:
+            raise InvalidValue(f"{name} must be at least 1, got {size}.")
+    if not 0 <= dropout < 1:
+        raise InvalidValue(f"dropout must be at least 0 and below 1, got {dropout}. Set model.dropout.")
+    if init not in INIT_STD:
+        raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")
+
+
 def _has_forward_hooks(module: nn.Module) -> bool:
-    # Private in torch, which tells of hooks in no public way. Adding out of place always would do without: 17 % more
-    # time, and the memory of the output once more, at 8 x 1024 x 768.
+    # Private: torch tells of hooks in no public way. Always adding out of place costs 17 % more time (8 x 1024 x 768).
     return bool(module._forward_hooks)
 
 

@@ -34,13 +34,7 @@ def mean_norm(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, ""]:
 
 
 def row_norms(table: Float[Tensor, "V D"], ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """The norm of each id's row of a table. A row is read once, however often its id comes.
-
-    Example:
-        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[0, 0], [1, 0]]))
-        tensor([[5., 5.],
-                [1., 5.]])
-    """
+    """The norm of each id's row of a table. A row is read once, however often its id comes."""
     rows, inverse = ids.unique(return_inverse=True)
     return vector_norms(F.embedding(rows, table))[inverse]
 
@@ -52,23 +46,11 @@ def embedding_norms(
     start_position: int = 0,
     position_ids: Int[Tensor, "..."] | None = None,
 ) -> dict[str, Float[Tensor, "*_"]]:
-    """The norms of the vectors that an embedding added up for a batch, and of their sums.
-
-    Args:
-        embedding: The module.
-        input_ids: Its input.
-        vectors: Its output.
-        start_position: As it was given to the module.
-        position_ids: The same.
+    """The norms of what an embedding made of ``input_ids``; positions as they were given to it.
 
     Returns:
-        ``token``, shape (B, T); ``position``, shape (T,) or that of position_ids; ``input``, shape (B, T), of the
-        vectors that the backbone receives.
-
-    Example:
-        >>> embedding, input_ids = EmbeddingModule(10, 4, 5), torch.tensor([[1, 2, 3], [3, 2, 1]])
-        >>> {name: norms.shape for name, norms in embedding_norms(embedding, input_ids, embedding(input_ids)).items()}
-        {'token': torch.Size([2, 3]), 'position': torch.Size([3]), 'input': torch.Size([2, 3])}
+        ``token``, shape (B, T); ``position``, shape (T,) or that of position_ids; ``input``, shape (B, T): of the sums,
+        which the backbone receives.
     """
     table = embedding.position_embedding.weight
     with torch.no_grad():

@@ -34,7 +34,7 @@ class EmbeddingMonitor(Callback):
     """Shows in TensorBoard how the two tables of an EmbeddingModule change, in any LightningModule that has one.
 
     Curves need any logger, pictures a TensorBoardLogger, and what shows tokens a datamodule like GPTDataModule.
-    docs/monitor.md says what there is to see.
+    docs/tensorboard.md says what there is to see.
 
     Args:
         every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures.

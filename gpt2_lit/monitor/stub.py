@@ -28,7 +28,7 @@ class EmbeddingStub(LightningModule):
     """Trains an EmbeddingModule to predict the next token through an optional backbone, until there is a whole GPT-2.
 
     GPT-2's objective: embed the tokens, send the vectors through the backbone, compare the result with every vector of
-    the token table ("tied head"). docs/monitor.md says what is logged, and what it can learn without a backbone.
+    the token table ("tied head"). docs/tensorboard.md says what is logged, and what it can learn without a backbone.
 
     Args:
         vocab_size: Number of token ids, V.

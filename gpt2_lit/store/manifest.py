@@ -3,13 +3,13 @@
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2_lit.errors import InvalidValue
-from gpt2_lit.store.storage import LocalStorage, Storage
+from gpt2_lit.store.storage import LocalStorage, Storage, StoreError
 
 FORMAT = "gpt2_lit token store"
 FORMAT_VERSION = 1
@@ -17,10 +17,6 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
-
-
-class StoreError(InvalidValue):
-    """A token store that cannot be read: missing, damaged, or of another version."""
 
 
 class VersionError(StoreError):
@@ -56,7 +52,7 @@ class Shard(NamedTuple):
 
     @property
     def tokens_file(self) -> str:
-        return f"tokens-{self.key}.bin"
+        return tokens_file(self.key)
 
     @property
     def documents_file(self) -> str:
@@ -64,7 +60,7 @@ class Shard(NamedTuple):
 
     @property
     def receipt_file(self) -> str:
-        return f"shard-{self.key}.json"
+        return receipt_file(self.key)
 
     def dumps(self) -> bytes:
         """The bytes of its receipt."""
@@ -187,13 +183,26 @@ class Manifest(NamedTuple):
         return damages
 
 
-def is_store(path: str | os.PathLike) -> bool:
+def is_store(path: str | os.PathLike | Storage) -> bool:
     """Whether a path is a token store, be it damaged or of another version. Other programs write manifests too."""
     try:
-        manifest = (Path(path) / MANIFEST).read_bytes()
+        manifest = (path if isinstance(path, Storage) else LocalStorage(Path(path))).read(MANIFEST)
     except OSError:
         return False
     return FORMAT.encode() in manifest or b"tokens_crc32" in manifest
+
+
+def sources_bytes(files: Iterable[Any]) -> bytes:
+    """The list of the files that a store was made from, one a line."""
+    return ("[" + ",\n".join(map(json.dumps, files)) + "]\n").encode()
+
+
+def tokens_file(key: str) -> str:
+    return f"tokens-{key}.bin"
+
+
+def receipt_file(key: str) -> str:
+    return f"shard-{key}.json"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

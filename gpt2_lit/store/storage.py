@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,18 +14,23 @@ from logging import getLogger
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from gpt2_lit.errors import FileError, InvalidValue
 
 _LOG = getLogger(__name__)
 _LOCK = ".lock"
+LAST_USE = ".last_use"  # of the cache
 _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
 # NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
-_ASIDE = re.compile(r".+?(?:\.(?P<host>[\w-]+))?\.(?P<pid>\d+)(?:\.[0-9a-f]{8})?\.tmp")
+_ASIDE = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
+
+
+class StoreError(InvalidValue):
+    """A token store that cannot be used: missing, damaged, of another version, or in the way of other files."""
 
 
 @runtime_checkable
@@ -73,13 +79,12 @@ class LocalStorage:
         sizes = {}
         try:
             for entry in os.scandir(self.path):
-                if entry.name != _LOCK and not _ASIDE.fullmatch(entry.name):
+                if entry.name not in (_LOCK, LAST_USE) and not _ASIDE.fullmatch(entry.name):
                     with suppress(FileNotFoundError):  # deleted in this moment
                         sizes[entry.name] = entry.stat().st_size
-        except FileNotFoundError:
-            return {}
-        except NotADirectoryError:
-            raise InvalidValue(f"{self} is a file. Give a directory for the tokens.") from None
+        except (FileNotFoundError, NotADirectoryError):
+            if self.path.exists():
+                raise StoreError(f"{self} is a file. Give a directory for the tokens.") from None
         return sizes
 
     def read(self, name: str) -> bytes:
@@ -101,16 +106,12 @@ class LocalStorage:
 
     @contextmanager
     def lock(self, *, wait: bool = True) -> Iterator[None]:
+        lock = FileLock(self.path / _LOCK)
         with self._explained():
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not wait:
-                    raise BlockingIOError(f"{self} is in use by another process") from None
-                _LOG.info("%s is being prepared by another process: waiting for it.", self)
-                lock.acquire()
+            while not lock.is_locked:
+                self._make_directory()
+                with suppress(FileNotFoundError):  # it was removed from a cache while this process waited
+                    self._acquire(lock, wait)
         try:
             self._delete_abandoned()
             yield
@@ -118,10 +119,34 @@ class LocalStorage:
             self._delete_abandoned()
             lock.release()
 
+    def _make_directory(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{self} cannot be made ({error.strerror}). {_OTHER_DIRECTORY}") from None
+
+    def _acquire(self, lock: BaseFileLock, wait: bool) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise BlockingIOError(f"{self} is in use by another process") from None
+            _LOG.info("%s is being prepared by another process: waiting for it.", self)
+            lock.acquire()
+
+    def check_room(self, num_bytes: int) -> None:
+        """Find out before hours of work that a disk is too small."""
+        free = shutil.disk_usage(self.path).free
+        if num_bytes > free:
+            raise FileError(
+                f"the tokens take {num_bytes / 1e9:,.1f} GB or more, and the disk of {self} has {free / 1e9:,.1f} GB "
+                f"left. Make room. {_OTHER_DIRECTORY}"
+            )
+
     def _delete_abandoned(self) -> None:
         """Delete what killed processes left half done; never a file that somebody may still be writing to."""
-        for entry in os.scandir(self.path):
-            with suppress(OSError):  # gone already, or in use, where that forbids it: next time, then
+        with suppress(OSError):  # gone already, or in use, where that forbids it: next time, then
+            for entry in os.scandir(self.path):
                 if (aside := _ASIDE.fullmatch(entry.name)) and not _is_being_written(aside, entry.stat().st_mtime):
                     os.unlink(entry)
 
@@ -164,7 +189,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _is_being_written(aside: re.Match[str], changed: float) -> bool:
-    if aside["host"] in (None, _HOST) and os.name == "posix":
+    if aside["host"] == _HOST and os.name == "posix":
         try:
             os.kill(int(aside["pid"]), 0)
         except ProcessLookupError:

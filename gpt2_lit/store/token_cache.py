@@ -3,106 +3,153 @@
 import glob
 import os
 import re
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt2_lit.errors import MissingFile
+from gpt2_lit.store.last_use import hold, last_use, remove
 from gpt2_lit.store.manifest import StoreError, is_store
-from gpt2_lit.store.prepare import Prepared, Recipe, prepare
+from gpt2_lit.store.plan import Recipe, key_of
+from gpt2_lit.store.prepare import Prepared, prepare
 from gpt2_lit.store.raw_ids import open_raw
+from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
-from gpt2_lit.text.files import SHIPPED_TEXT, is_url
-from gpt2_lit.text.sources import SourceChoice as Source
-from gpt2_lit.text.tokenizer import tokenizer_hash
+from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_FINGERPRINT
+from gpt2_lit.text.files import is_url
+from gpt2_lit.text.sources import Source, SourceChoice
+
+_LOG = getLogger(__name__)
+_NAMED_BY_CONTENT = {"gpt2": (GPT2_FINGERPRINT, GPT2_END_OF_TEXT)}
+MAX_BYTES = 50_000_000_000
+
+
+class CachedStore(NamedTuple):
+    """A store in the cache."""
+
+    source: str  # what the user called it
+    num_bytes: int
+    last_use: float  # seconds since 1970
+    path: Path
 
 
 class TokenCache(NamedTuple):
     """Gives the tokens of a source: text, which is encoded and kept, a token store, or files of ids.
 
     Args:
-        folder: Where the tokens of texts are kept.
+        directory: Where the tokens of texts are kept.
         recipe: How texts become tokens.
         token_dtype: Type of the ids in ``.bin`` files that have no header.
+        max_bytes: When a text was encoded and the cache is larger than this, the stores that were used least recently
+            are deleted; never one that a process on this machine uses.
     """
 
-    folder: Path
+    directory: Path
     recipe: Recipe
     token_dtype: str = "uint16"
+    max_bytes: int = MAX_BYTES
 
-    def prepare(self, source: Source | None) -> Prepared | None:
-        """Encode what has not been encoded; None for what is tokens already."""
-        return prepare(source, self.place(source), self.recipe) if is_text(source) else None
+    def prepare(self, source: SourceChoice | Source) -> Prepared | None:
+        """Encode what has not been encoded, so that :meth:`open` finds it; None for what is tokens already."""
+        source = Source.of(source)
+        if not is_text(source):
+            return None
+        directory = self.directory_of(source)
+        try:
+            prepared = prepare(source, directory, self.recipe)
+        finally:
+            if directory.exists():
+                hold(directory, str(source))
+        if prepared.num_made:
+            self._evict()
+        return prepared
 
-    def place(self, source: Source | None) -> Path:
-        """The folder of a text's tokens: another for each source, tokenizer and way of reading it."""
-        places = [path if is_url(path) else os.path.abspath(path) for path in _source_paths(source)]
-        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places, default="")))[:40]
-        return self.folder / f"{name}-{self.recipe.key(sorted(places))}"
-
-    def open(self, source: Source | None) -> TokenStore:
+    def open(self, source: SourceChoice | Source) -> TokenStore:
         """The tokens of a source that was prepared.
 
         Raises:
-            StoreError: If they cannot be read, or a store was made with another tokenizer.
+            StoreError: If they cannot be read, or were made with another tokenizer.
             FileNotFoundError: If a file of ids does not exist.
         """
+        source, tokenizer = Source.of(source), self.recipe.tokenizer
         if _is_raw(source):
-            return open_raw(_raw_files(source), self.token_dtype, self.recipe.vocab_size)
-        if not _is_store(source):
-            return open_store(self.place(source))
-        (path,) = _source_paths(source)
+            return open_raw(_raw_files(source), self.token_dtype, tokenizer.vocab_size)
+        if _is_store(source):
+            (path,) = source.names
+        else:
+            path = self.directory_of(source)
+            hold(path, str(source))
         store = open_store(path)
-        if store.tokenizer_fingerprint != tokenizer_hash(self.recipe.tokenizer):
+        if store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise StoreError(
-                f"{path} was made with the tokenizer {store.tokenizer}, and data.tokenizer is "
-                f"{self.recipe.name}, or of another version. Prepare it anew, or set data.tokenizer."
+                f"{path} was made with the tokenizer {store.tokenizer}, and data.tokenizer is {tokenizer.name}, or of "
+                "another version. Prepare it anew, or set data.tokenizer."
             )
         return store
 
+    def directory_of(self, source: SourceChoice | Source) -> Path:
+        """Where a text's tokens are kept: another place for each source, choice of tokenizer and way of reading it."""
+        places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
+        # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
+        tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
+        return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
 
-def default_folder() -> Path:
-    """Where tokens are kept if the user does not say: ``$GPT2_LIT_CACHE``, or the folder for caches of the system."""
+    def entries(self) -> list[CachedStore]:
+        """What the cache holds, the last used first; what else lies in its directory is not looked at."""
+        paths = list(self.directory.iterdir()) if self.directory.is_dir() else []
+        found = [
+            CachedStore(use.note, sum(LocalStorage(path).list().values()), use.time, path)
+            for path in paths
+            if (use := last_use(path))
+        ]
+        return sorted(found, key=lambda entry: -entry.last_use)
+
+    def clear(self) -> list[CachedStore]:
+        """Delete all that no process uses; returns what was deleted."""
+        return [entry for entry in self.entries() if remove(entry.path)]
+
+    def _evict(self) -> None:
+        entries = self.entries()
+        num_bytes = sum(entry.num_bytes for entry in entries)
+        for entry in reversed(entries):
+            if num_bytes > self.max_bytes and remove(entry.path):
+                num_bytes -= entry.num_bytes
+                _LOG.info("deleted %s, which was used least recently: the cache was full.", entry.path)
+        if num_bytes > self.max_bytes:
+            _LOG.warning(
+                "the cache %s holds %.1f GB that are in use, more than the %.1f GB allowed. Raise data.cache_size, or "
+                "keep a large text elsewhere: gpt2-lit prepare.",
+                self.directory,
+                num_bytes / 1e9,
+                self.max_bytes / 1e9,
+            )
+
+
+def default_directory() -> Path:
+    """Where tokens are kept by default: ``$GPT2_LIT_CACHE``, or in the system's directory for caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit")).expanduser()
 
 
-def source_name(source: Source | None) -> str:
-    """A source in a few words."""
-    if source is None:
-        return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-    paths = _source_paths(source)
-    return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
-
-
-def _source_paths(source: Source | None) -> list[str]:
-    """The paths of a source, the home folder written out."""
-    if source is None:
-        return [str(SHIPPED_TEXT)]
-    paths = [source] if isinstance(source, (str, os.PathLike)) else source
-    return [os.path.expanduser(os.fspath(path)) for path in paths]
-
-
-def is_text(source: Source | None) -> bool:
+def is_text(source: Source) -> bool:
     """Whether a source is text, and not tokens already."""
     return not (_is_store(source) or _is_raw(source))
 
 
-def _is_store(source: Source | None) -> bool:
-    paths = _source_paths(source)
-    return len(paths) == 1 and is_store(paths[0])
+def _is_store(source: Source) -> bool:
+    return len(source.names) == 1 and is_store(source.names[0])
 
 
-def _is_raw(source: Source | None) -> bool:
+def _is_raw(source: Source) -> bool:
     """Whether a source is files of ids, as nanoGPT and llm.c write them."""
-    paths = _source_paths(source)
-    return bool(paths) and all(path.endswith(".bin") and not os.path.isdir(path) for path in paths)
+    return all(name.endswith(".bin") and not os.path.isdir(name) for name in source.names)
 
 
-def _raw_files(source: Source | None) -> list[str]:
+def _raw_files(source: Source) -> list[str]:
     """The files of ids, each once, in sorted order; a path may be a pattern."""
-    files = [file for path in _source_paths(source) for file in (glob.glob(path, recursive=True) or [path])]
+    files = [file for name in source.names for file in (glob.glob(name, recursive=True) or [name])]
     for file in files:
         if not os.path.exists(file):
-            raise FileNotFoundError(
-                f"data.source: there is no file {file} (looked in {Path.cwd()}). Check the spelling."
-            )
+            raise MissingFile(f"data.source: there is no file {file} (looked in {Path.cwd()}). Check the spelling.")
     return sorted(set(files))

@@ -91,7 +91,8 @@ class TokenStore:
 
     @property
     def tokenizer_fingerprint(self) -> str | None:
-        return self._manifest.tokenizer_hash if self._manifest else None
+        """What tells tokenizers apart; None if not known."""
+        return (self._manifest.tokenizer_hash or None) if self._manifest else None
 
     @property
     def vocab_size(self) -> int | None:

@@ -22,8 +22,8 @@ from gpt2_lit.text.files import (
 )
 from gpt2_lit.text.readers import FORMATS, compression_of, extensions, format_of
 
-# What a user may give. The strings come first, so that jsonargparse keeps what a command line has as strings.
-SourceChoice = str | Sequence[str] | Path | Sequence[str | Path] | None
+# What a user may give. In this order: with os.PathLike, or Path before Sequence, jsonargparse makes a string of a list.
+SourceChoice = str | Sequence[str | Path] | Path | None
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,6 @@ class Source:
         files = list(named.values())
         _check_readable(files)
         return files
-
-
-def find_files(source: "SourceChoice | os.PathLike | Source") -> list[SourceFile]:
-    """The files of a source, see :meth:`Source.find_files`."""
-    return Source.of(source).find_files()
 
 
 def _is_to_read(path: str) -> bool:

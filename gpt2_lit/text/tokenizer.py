@@ -172,6 +172,19 @@ def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None
     )
 
 
+def unknown_tokenizer(vocab_size: int) -> Tokenizer:
+    """That of ids which are not from a tokenizer that is known: they are shown as numbers."""
+    return Tokenizer("unknown tokenizer", vocab_size, end_of_text=-1, fingerprint=None, load=_Numbers)
+
+
+class _Numbers:
+    def encode(self, text: str) -> list[int]:
+        raise InvalidValue("data.vocab_size is for .bin files, and the source is text. Leave it out.")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+
 def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
     """The ids of a text, as :meth:`Tokenizer.encode_to_array` gives them, by anything with ``encode(text)``.
 

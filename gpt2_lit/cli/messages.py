@@ -1,0 +1,43 @@
+"""errors and log records -> lines that a person reads."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gpt2_lit.errors import UserError
+
+# What a disk says. Any other OSError is a bug, or comes from other code.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def errors_as_messages(
+    *others: type[Exception], start: str = "error: ", reword: Callable[[str], str] = str
+) -> Iterator[None]:
+    """End the program with a message where an error is for the user to mend; all others keep their traceback.
+
+    Args:
+        others: Classes beside UserError whose errors are for the user.
+        start: Stands before the message.
+        reword: Puts the message into the words of this command line.
+    """
+    try:
+        yield
+    except (UserError, *others) as error:
+        sys.exit(f"{start}{reword(str(error))}")
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        file = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{start}{file}{error.strerror}.")
+
+
+def show_log() -> None:
+    """Show what the package logs, a plain line a record, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("gpt2_lit")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,171 @@
+"""shards that are planned -> shards that are finished: encoded by threads, processes or any executor."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from multiprocessing import resource_tracker
+
+import cloudpickle
+import numpy as np
+
+from gpt2_lit.errors import WorkerDied
+from gpt2_lit.store.manifest import Shard, token_dtype
+from gpt2_lit.store.plan import Part, Recipe, ShardPlan
+from gpt2_lit.store.storage import Storage
+from gpt2_lit.store.store_writer import StoreWriter
+from gpt2_lit.text.readers import Piece, read_pieces
+
+Progress = Callable[[int, int], object]  # told the bytes and tokens since the last call
+
+
+def encode_shard(
+    plan: ShardPlan, storage: Storage, recipe: Recipe, on_progress: Progress = lambda num_bytes, num_tokens: None
+) -> Shard:
+    """Make one shard, whole or not at all. It depends on the plan alone, so any machine may do it, and twice."""
+    tokenizer = recipe.tokenizer
+    end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
+    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text) as writer:
+        for part in plan.parts:
+            for text, ends_document in _pieces(part, recipe):
+                ids = tokenizer.encode_to_array(text)
+                num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                writer.write(ids, num_bytes)
+                if ends_document:
+                    writer.end_document()
+                on_progress(num_bytes, len(ids) + ends_document)
+    assert writer.shard, "it is finished after the block"
+    return writer.shard
+
+
+def _pieces(part: Part, recipe: Recipe) -> Iterator[Piece]:
+    """The text of a part, in pieces that may be encoded one by one."""
+    parts: list[str] = []
+    cut_before = recipe.tokenizer.cut_before
+    for piece in read_pieces(part.file, recipe.options, part.start, part.stop, cut_before):
+        if cut_before:
+            yield piece
+            continue
+        parts.append(piece.text)
+        if piece.ends_document:
+            yield Piece("".join(parts), True)
+            parts.clear()
+
+
+def share_out(
+    plans: Sequence[ShardPlan],
+    executor: Executor,
+    encode: Callable[[ShardPlan], Shard],
+    on_shard: Callable[[ShardPlan, Shard], object] = lambda plan, shard: None,
+) -> list[Shard]:
+    """Have an executor make the shards, in any order. At the first error it is for its owner to shut it down.
+
+    Args:
+        plans: What to make.
+        executor: Of threads, of processes, of a cluster.
+        encode: :func:`encode_shard` with its other arguments, picklable where the executor needs it.
+        on_shard: Called for each shard when it is finished.
+    """
+    futures = {executor.submit(encode, plan): plan for plan in plans}
+    for future in as_completed(futures):
+        on_shard(futures[future], future.result())
+    return [future.result() for future in futures]
+
+
+def encode_in_threads(
+    plans: Sequence[ShardPlan], storage: Storage, recipe: Recipe, num_threads: int, on_progress: Progress
+) -> list[Shard]:
+    """Make shards in this process. An error or Ctrl-C stops all threads within a piece of text."""
+    stopped = threading.Event()
+
+    def progress(num_bytes: int, num_tokens: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+        on_progress(num_bytes, num_tokens)
+
+    executor = ThreadPoolExecutor(num_threads)
+    try:
+        return share_out(plans, executor, partial(encode_shard, storage=storage, recipe=recipe, on_progress=progress))
+    finally:
+        stopped.set()
+        executor.shutdown(cancel_futures=True)
+
+
+def encode_in_processes(
+    plans: Sequence[ShardPlan], storage: Storage, recipe: Recipe, num_processes: int, on_progress: Progress
+) -> list[Shard]:
+    """Make shards in other processes, which do not run the user's script again and are killed on an error or Ctrl-C."""
+    encode = partial(_encode_pickled, cloudpickle.dumps((storage, recipe)))  # read once in each process
+    executor = _process_pool(num_processes)
+    try:
+        return share_out(plans, executor, encode, lambda plan, shard: on_progress(plan.num_bytes, shard.num_tokens))
+    except BrokenExecutor as error:
+        raise WorkerDied(
+            "a process that tokenizes has died, possibly out of memory. What was finished is kept: the same command "
+            "resumes; fewer processes take less memory."
+        ) from error
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where neither psutil nor pgrep is there to look for their children
+            executor.shutdown(kill_workers=True)  # type: ignore[call-arg]: loky's own
+
+
+def _process_pool(num_processes: int) -> Executor:
+    """Not multiprocessing's, which would run the user's script once more in each process, unless it is guarded."""
+    from loky import ProcessPoolExecutor
+
+    # No file of the working directory is imported, and no process replaced because its memory grows.
+    with _inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"):
+        executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
+        executor.submit(int)  # starts all processes
+    return executor
+
+
+@contextmanager
+def _inherited(**environment: str) -> Iterator[None]:
+    """What processes that are started now inherit: an environment, and a deaf ear for Ctrl-C.
+
+    Ctrl-C reaches every process of a terminal; the parent stops the workers, also those that are starting.
+    """
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ |= environment
+    mask = None
+    if hasattr(signal, "pthread_sigmask"):  # elsewhere, on Windows, _start_worker does it
+        resource_tracker.ensure_running()  # which would end the blocking
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # what others print must not get among the output of the command
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent cannot stop its workers."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _encode_pickled(task: bytes, plan: ShardPlan) -> Shard:
+    storage, recipe = _load(task)
+    return encode_shard(plan, storage, recipe)
+
+
+_load = lru_cache(maxsize=1)(pickle.loads)

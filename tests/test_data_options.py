@@ -1,0 +1,55 @@
+import argparse
+import inspect
+from typing import Any
+
+import pytest
+
+from gpt2_lit import GPTDataModule
+from gpt2_lit.cli.data_options import LEFT_OUT, add_data_options, data_options, given
+from gpt2_lit.cli.tool import TEXT_OPTIONS
+from gpt2_lit.text.readers import TextOptions
+
+
+def parse(*args: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_data_options(parser, data_options())
+    return given(parser.parse_args(args))
+
+
+def test_every_option_of_the_data_module_is_one_of_the_tool_or_left_out_and_is_explained_with_its_default() -> None:
+    parameters = inspect.signature(GPTDataModule).parameters
+    assert list(data_options()) == [name for name in parameters if name not in LEFT_OUT]
+    assert set(parameters) > LEFT_OUT
+    for name, option in data_options().items():
+        default = parameters[name].default
+        assert option["help"].partition(" (default")[0].endswith(".")
+        assert option["help"].endswith(f"(default: {default})") == (default is not None)
+
+
+def test_what_is_given_is_what_the_data_module_takes() -> None:
+    args = ["--context-size=8", "--val-fraction=0", "--no-drop-last", "--strip-gutenberg", "--shuffle=false"]
+    options = parse(*args, "--tokenizer=words", "--token-dtype=uint32")
+    assert options == {
+        "context_size": 8,
+        "val_fraction": 0.0,
+        "drop_last": False,
+        "strip_gutenberg": True,
+        "shuffle": False,
+        "tokenizer": "words",
+        "token_dtype": "uint32",
+    }
+    GPTDataModule(**(options | {"tokenizer": "gpt2"}))
+
+
+def test_what_is_not_given_is_not_set() -> None:
+    assert parse() == {}
+
+
+@pytest.mark.parametrize("args", ["--context-size=many", "--shuffle=rows", "--token-dtype=float32"])
+def test_a_value_of_another_type_is_an_error(args: str) -> None:
+    with pytest.raises(argparse.ArgumentError):
+        parse(args)
+
+
+def test_the_options_of_the_text_are_those_of_the_readers() -> None:
+    assert TextOptions._fields == TEXT_OPTIONS

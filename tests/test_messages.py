@@ -1,0 +1,42 @@
+import errno
+import logging
+from typing import Any
+
+import pytest
+
+from gpt2_lit.cli.messages import errors_as_messages, show_log
+from gpt2_lit.errors import FileError, InvalidValue, MissingFile, MissingPackage
+
+
+@pytest.mark.parametrize("error", [InvalidValue, FileError, MissingFile, MissingPackage])
+def test_an_error_of_the_users_ends_with_its_message(error: type[Exception]) -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages():
+        raise error("stride must be at least 1.")
+    assert end.value.code == "error: stride must be at least 1."
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, IndexError, RuntimeError, OSError, ConnectionError])
+def test_any_other_error_keeps_its_traceback(error: type[Exception]) -> None:
+    with pytest.raises(error), errors_as_messages():
+        raise error("a bug")
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM"])
+def test_an_error_of_the_disk_ends_with_the_name_of_the_file(number: str) -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages():
+        raise OSError(getattr(errno, number), "it is full", "logs/last.ckpt")
+    assert end.value.code == "error: logs/last.ckpt: it is full."
+
+
+def test_a_message_is_put_into_the_words_of_the_command_line() -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages(RuntimeError, start="\n", reword=str.upper):
+        raise RuntimeError("here")
+    assert end.value.code == "\nHERE"
+
+
+def test_the_log_is_shown_in_plain_lines_once(capsys: Any) -> None:
+    show_log()
+    show_log()
+    logging.getLogger("gpt2_lit.store.prepare").info("%d shards were encoded", 3)
+    logging.getLogger("gpt2_lit.store.prepare").debug("not this")
+    assert capsys.readouterr() == ("", "3 shards were encoded\n")

@@ -1,0 +1,73 @@
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from lightning.pytorch import Trainer
+
+from gpt2_lit.cli.report import RunProgressBar, minutes
+
+
+def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
+    whole = here("fit", *SMALL, "--trainer.max_steps=30")
+    here("fit", *SMALL, "--trainer.max_steps=16")
+    on = here("fit", "--ckpt_path=last", "--trainer.max_steps=30")
+
+    def results(printed: str) -> str:
+        return re.sub(r" in \d:\d\d min", "", re.findall(r"\n\n(  trained .*?)\n\n", printed, re.DOTALL)[-1])
+
+    assert "30 steps, 2.5 epochs, 7,680 tokens" in results(on)
+    assert results(on) == results(whole)
+    assert "trained" not in here("fit", "--ckpt_path=last", "--trainer.max_steps=30"), "nothing was left to do"
+
+
+def test_a_checkpoint_of_a_report_that_counted_for_itself_still_loads(here: Callable[..., str], tmp_path: Path) -> None:
+    whole = here("fit", *SMALL, "--trainer.max_steps=30")
+    here("fit", *SMALL, "--trainer.max_steps=16")
+    last = tmp_path / "logs/version_1/checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["RunReport"]["best_val_loss"] = 1.0  # RunCheckpoint has it, too
+    torch.save(checkpoint, last)
+    resumed = here("fit", f"--ckpt_path={last}", "--trainer.max_steps=30")
+    assert "7,680 tokens" in resumed
+    assert [re.findall(r"best val loss.*", printed) for printed in (resumed, whole)] == [
+        re.findall(r"best val loss.*", whole)
+    ] * 2
+
+
+def test_the_best_value_is_that_of_the_checkpoints_monitor(here: Callable[..., str]) -> None:
+    printed = here("fit", *SMALL, "--trainer.max_epochs=1", "--checkpoint.monitor=val/perplexity")
+    assert re.search(r"  best val perplexity   \d{3}\.\d\d\n", printed)
+    assert "best" not in here("fit", *SMALL, "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.0, "59:59"), (3600.0, "1:00:00")]
+)
+def test_times_are_minutes_and_seconds(seconds: float, shown: str) -> None:
+    assert minutes(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("limits", "batches_left"),
+    [
+        ({"max_epochs": 3}, 18),
+        ({"max_epochs": 3, "max_steps": 5}, 8),
+        ({"max_epochs": -1, "max_steps": 5}, 8),
+        ({"max_epochs": -1}, None),
+    ],
+    ids=str,
+)
+def test_the_time_left_is_that_of_the_batches_left(limits: dict[str, int], batches_left: int | None) -> None:
+    """Ten batches an epoch, four a step, a second each: 12 batches are done, four of them before this run."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=4, **limits)
+    trainer.fit_loop.max_batches = 10
+    trainer.fit_loop.epoch_loop.batch_progress.total.processed = 12
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 3
+    bar = RunProgressBar()
+    bar.begun, bar.batches_before = time.perf_counter() - 8, 4
+    left = bar._seconds_left(trainer)
+    assert left == (None if batches_left is None else pytest.approx(batches_left, rel=0.05))
