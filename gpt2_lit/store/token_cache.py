@@ -88,7 +88,7 @@ class TokenCache(NamedTuple):
         return store
 
     def directory_of(self, source: SourceChoice | Source) -> Path:
-        """Where a text's tokens are kept: another place for each source, choice of tokenizer and way of reading it."""
+        """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
         places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
         name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
