@@ -1,4 +1,4 @@
-"""windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
+"""a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import zlib
 from collections.abc import Iterator
@@ -124,9 +124,9 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
         if shuffle not in ("global", "block", True, False):
             raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
-        self.source = source
-        self.val_source = val_source
-        self.test_source = test_source
+        self.source = Source.of(source)
+        self.val_source = None if val_source is None else Source.of(val_source)
+        self.test_source = None if test_source is None else Source.of(test_source)
         self.val_fraction = val_fraction
         self.seed = seed
         self.shuffle: Shuffle = "global" if shuffle is True else shuffle
@@ -177,7 +177,7 @@ class GPTDataModule(LightningDataModule):
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
                 logger.info(
-                    f"{Source.of(source)} has changed since it was encoded: {changes}. "
+                    f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -255,7 +255,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = str(Source.of(self.source))
+        name = str(self.source)
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -282,13 +282,12 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        source = Source.of(self.source)
-        if not is_text(source):
+        if not is_text(self.source):
             raise InvalidValue(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source} holds "
-                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+                f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
+                "the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in source.find_files() for piece in read_pieces(file, self.text_options))
+        return (piece.text for file in self.source.find_files() for piece in read_pieces(file, self.text_options))
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None
@@ -296,7 +295,7 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue("data.document_ids needs the tokenizer that ends documents. Set data.tokenizer.")
         return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
-    def _evaluation_windows(self, name: str, source: SourceChoice) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
         store = self._cache.open(source)
         dataset = self._windows(store, self.context_size, [Range(0, len(store))])
         if not len(dataset):
