@@ -1,4 +1,4 @@
-"""windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
+"""a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import zlib
 from collections.abc import Iterator
@@ -31,52 +31,42 @@ class GPTDataModule(LightningDataModule):
     """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
     The text becomes tokens, the tokens are split into ranges for train and val, and each range is cut into windows. A
-    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Seed and epoch alone decide the order.
-
-    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch::
-
-        data = GPTDataModule("tale.txt", context_size=32)
-        data.setup("fit")
-        for input_ids, target_ids in data.train_dataloader(): ...
+    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Without a Trainer, each pass over a loader is
+    the next epoch.
 
     Args:
-        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all
-            four also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
-            tokenizer's end of text. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write
-            them. None is the tale that ships with gpt2_lit.
+        source: A file, directory, glob like books/**/*.txt, URL, or several of these: .txt, .md, .jsonl, .csv (all four
+            also .gz and .zst), .parquet, and datasets saved to disk; documents are separated by the end of text. Or
+            tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them. None is the tale that
+            ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
-            such as cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding,
-            or any object with encode, decode and n_vocab.
+            like cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or
+            an object with encode, decode and n_vocab.
         context_size: Length of a window, in tokens.
-        stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
-            overlap. Windows of validation and test never overlap, so that each token counts once.
+        stride: Tokens between the starts of neighbouring training windows. None is context_size: no overlap. Windows of
+            validation and test never overlap, so that each token counts once.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        val_source: Text for validation, in the forms of source. Then all of source is for training, and val_fraction
-            does not count.
+        val_source: Text for validation, in the forms of source; all of source is then for training.
         test_source: Text for test and predict, in the forms of source. None is what validation has.
-        seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
-            start from other weights see the same data.
+        seed: Decides the split and the order of training. It does not follow --seed_everything: runs that start from
+            other weights see the same data.
         shuffle: Order of training. global draws from all windows; block permutes blocks of neighbouring windows, for
-            cold disks and stores larger than memory; both in another order each epoch. False is reading order.
+            cold disks and stores larger than memory. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
-        num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
-            that fit into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
+        num_workers: Processes that prepare batches. 0, the training process itself, is fast enough for texts that fit
+            into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
         document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
             models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
-        cache_dir: Directory where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
-            ~/.cache/gpt2_lit. It may be deleted at any time.
+        cache_dir: Directory where the tokens of texts are kept, which may be deleted at any time. None is
+            $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
-        vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
+        vocab_size: Number of ids in .bin files of another tokenizer, which are shown as numbers. None is that of
             the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
-
-    Raises:
-        ValueError: If a setting is out of its range; in ``setup``, if the text is too short, not UTF-8 or empty.
-        FileNotFoundError: If a source does not exist, in ``setup``.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -124,9 +114,9 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
         if shuffle not in ("global", "block", True, False):
             raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
-        self.source = source
-        self.val_source = val_source
-        self.test_source = test_source
+        self.source = Source.of(source)
+        self.val_source = None if val_source is None else Source.of(val_source)
+        self.test_source = None if test_source is None else Source.of(test_source)
         self.val_fraction = val_fraction
         self.seed = seed
         self.shuffle: Shuffle = "global" if shuffle is True else shuffle
@@ -177,7 +167,7 @@ class GPTDataModule(LightningDataModule):
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
                 logger.info(
-                    f"{Source.of(source)} has changed since it was encoded: {changes}. "
+                    f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -255,7 +245,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = str(Source.of(self.source))
+        name = str(self.source)
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -282,13 +272,12 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        source = Source.of(self.source)
-        if not is_text(source):
+        if not is_text(self.source):
             raise InvalidValue(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source} holds "
-                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+                f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
+                "the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in source.find_files() for piece in read_pieces(file, self.text_options))
+        return (piece.text for file in self.source.find_files() for piece in read_pieces(file, self.text_options))
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None
@@ -296,7 +285,7 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue("data.document_ids needs the tokenizer that ends documents. Set data.tokenizer.")
         return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
-    def _evaluation_windows(self, name: str, source: SourceChoice) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
         store = self._cache.open(source)
         dataset = self._windows(store, self.context_size, [Range(0, len(store))])
         if not len(dataset):

@@ -39,20 +39,15 @@ class DocumentBatch(NamedTuple):
 class TokenWindows(Dataset[Batch | DocumentBatch]):
     """Every window of ``context_size`` tokens, one each ``stride`` tokens, computed when asked for.
 
-    A target is its input moved one token on, so a window needs ``context_size + 1`` tokens. Tokens after the last full
-    window are left out. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
+    A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
         tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
         context_size: Length of a window, in tokens.
-        stride: Distance between the starts of neighbouring windows, in tokens.
+        stride: Tokens between the starts of neighbouring windows.
         ranges: The parts of the tokens to cut windows from. No window crosses the border of a range, nor that of a
-            segment of a store. None is all tokens.
+            segment of a store; tokens after the last full one are left out. None is all tokens.
         end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
-
-    Raises:
-        TypeError: If ``context_size`` or ``stride`` is not a whole number.
-        ValueError: If it is below 1.
 
     Example:
         >>> windows = TokenWindows(np.arange(9), context_size=2, stride=2, ranges=[Range(0, 4), Range(5, 9)])
