@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = _options(sys.argv[1:] if args is None else args)
     show_log()
     try:
-        with errors_as_messages(ValueError, RuntimeError, OSError, reword=_in_words_of_the_tool):
+        with errors_as_messages(reword=_in_words_of_the_tool):
             options.run(options)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -67,15 +68,15 @@ def prepare(options: argparse.Namespace) -> None:
     """
     from gpt2_lit.store.plan import Recipe
     from gpt2_lit.store.prepare import prepare as make_store
-    from gpt2_lit.text.readers import TextOptions, read_pieces
-    from gpt2_lit.text.sources import find_files
+    from gpt2_lit.text.readers import TextOptions
+    from gpt2_lit.text.sources import Source
     from gpt2_lit.text.tokenizer import make_tokenizer
 
     chosen = given(options)
     tokenizer = chosen.pop("tokenizer", "gpt2")
     text_options = TextOptions(**chosen)
-    texts = (piece.text for file in find_files(options.source) for piece in read_pieces(file, text_options))
-    recipe = Recipe(text_options, make_tokenizer(tokenizer, lambda: texts))
+    texts = partial(Source.of(options.source).read, text_options)
+    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
     done = make_store(options.source, options.store, recipe, options.processes, show_progress=not options.json)
     manifest = done.manifest
     if options.json:
