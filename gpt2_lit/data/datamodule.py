@@ -20,7 +20,7 @@ from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.readers import TextOptions, read_pieces
+from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
 
@@ -277,7 +277,7 @@ class GPTDataModule(LightningDataModule):
                 f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
                 "the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in self.source.find_files() for piece in read_pieces(file, self.text_options))
+        return self.source.read(self.text_options)
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Collection
 from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
@@ -105,9 +106,10 @@ class TokenCache(NamedTuple):
         ]
         return sorted(found, key=lambda entry: -entry.last_use)
 
-    def clear(self) -> list[CachedStore]:
-        """Delete all that no process uses; returns what was deleted."""
-        return [entry for entry in self.entries() if remove(entry.path)]
+    def clear(self, names: Collection[str] | None = None) -> list[CachedStore]:
+        """Delete what no process uses, all of it or the directories of these names; returns what was deleted."""
+        chosen = [entry for entry in self.entries() if names is None or entry.path.name in names]
+        return [entry for entry in chosen if remove(entry.path)]
 
     def _evict(self) -> None:
         entries = self.entries()

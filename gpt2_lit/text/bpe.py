@@ -69,7 +69,7 @@ def gpt2_tokenizer(ranks_file: Path = RANKS_FILE) -> "tiktoken.Encoding":
     table = ranks_file.read_bytes()
     checksum = hashlib.sha256(table).hexdigest()
     if checksum != RANKS_SHA256:
-        raise ValueError(
+        raise InvalidValue(
             f"{ranks_file} is damaged: its SHA-256 is {checksum}, and GPT-2's merge ranks have {RANKS_SHA256}. "
             "Install gpt2_lit anew."
         )
