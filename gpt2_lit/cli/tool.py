@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-TEXT_OPTIONS = ("text_field", "strip_gutenberg")
+TEXT_OPTIONS = ("text_field", "strip_gutenberg", "document_separator")
 
 
 def main(args: Sequence[str] | None = None) -> None:
