@@ -205,7 +205,7 @@ def test_a_shard_depends_on_its_plan_alone(corpus, tmp_path):
         [file._replace(path=os.path.abspath(file.path)) for file in Source.of(corpus).find_files()], recipe, 20_000
     )
     (tmp_path / "elsewhere").mkdir()
-    shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe) for plan in reversed(plans)]
+    shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe).shard for plan in reversed(plans)]
     assert shards[::-1] == Manifest.load(tmp_path / "store").shards
     made, whole = tree(tmp_path / "elsewhere"), tree(tmp_path / "store")
     assert made == {name: whole[name] for name in made}
@@ -751,3 +751,35 @@ def test_the_errors_of_sources_keep_their_words(tmp_path):
         prepare(tmp_path / "nowhere", tmp_path / "store")
     assert caught.value.errno is None
     assert not (tmp_path / "store").exists()
+
+
+def test_ends_of_text_in_a_text_are_told_and_a_separator_makes_documents_of_it(tmp_path, caplog):
+    path = tmp_path / "stories.txt"
+    path.write_text("".join(f"Story {number} is short.\n<|endoftext|>\n" for number in range(100)))
+    done = prepare(path, tmp_path / "one", show_progress=False)
+    assert done.manifest.num_documents == 1
+    assert "100 times <|endoftext|> in the texts is kept as text" in caplog.text
+    assert "--data.document_separator '<|endoftext|>'" in caplog.text
+    caplog.clear()
+    recipe = Recipe(TextOptions(document_separator="<|endoftext|>"))
+    done = prepare(path, tmp_path / "many", recipe, show_progress=False)
+    assert done.manifest.num_documents == 100
+    assert not caplog.text
+    store = open_store(tmp_path / "many")
+    first = store.read(0, int(store.document_ends(0, len(store))[0])).tolist()
+    assert gpt2_tokenizer().decode(first) == "Story 0 is short.<|endoftext|>"
+
+
+def test_a_text_that_cannot_be_encoded_is_named(tmp_path):
+    class Broken:
+        n_vocab, eot_token, fingerprint = 10, 9, "broken"
+
+        def encode(self, text):
+            return [10]
+
+        def decode(self, ids):
+            return ""
+
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"a.txt: the tokenizer Broken gave the id 10"):
+        prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(tokenizer=make_tokenizer(Broken())), show_progress=False)

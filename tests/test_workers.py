@@ -216,5 +216,5 @@ def test_a_text_that_must_not_be_cut_is_encoded_whole(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     recipe = Recipe(tokenizer=make_tokenizer(Lengths()))
     [plan] = plan_shards(Source.of(tmp_path / "text.txt").find_files(), recipe, 1000)
-    shard = encode_shard(plan, LocalStorage(tmp_path), recipe)
+    shard = encode_shard(plan, LocalStorage(tmp_path), recipe).shard
     assert np.fromfile(tmp_path / shard.tokens_file, "<u4").tolist() == [len(text), (1 << 20) - 1]

@@ -63,6 +63,8 @@ class GPTDataModule(LightningDataModule):
             $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
+        document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
+            .jsonl or a row is one document.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
         vocab_size: Number of ids in .bin files of another tokenizer, which are shown as numbers. None is that of
             the tokenizer.
@@ -95,6 +97,7 @@ class GPTDataModule(LightningDataModule):
         cache_dir: str | Path | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
+        document_separator: str | None = None,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
         cache_size: float = 50.0,
@@ -125,7 +128,7 @@ class GPTDataModule(LightningDataModule):
         self.document_ids = document_ids
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.cache_size = cache_size
-        self.text_options = TextOptions(text_field, strip_gutenberg)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)

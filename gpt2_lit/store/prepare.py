@@ -16,7 +16,7 @@ from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.store_writer import StoreWriter
-from gpt2_lit.store.workers import Progress, encode_in_processes, encode_in_threads
+from gpt2_lit.store.workers import Encoded, Progress, encode_in_processes, encode_in_threads
 from gpt2_lit.text.bpe import GPT2_FINGERPRINT, uses_gigatoken
 from gpt2_lit.text.files import SourceFile
 from gpt2_lit.text.readers import TextOptions, format_of, no_text_error
@@ -71,7 +71,17 @@ def prepare(
     with storage.lock():
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
+        _tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
         return _commit(work, made, files, recipe, writer)
+
+
+def _tell_kept_ends(recipe: Recipe, count: int) -> None:
+    if count:
+        name = recipe.tokenizer.end_of_text_name
+        _LOG.warning(
+            f"{count:,} times {name} in the texts is kept as text and ends no document; "
+            f"--data.document_separator '{name}' makes documents of what stands between."
+        )
 
 
 class _Work(NamedTuple):
@@ -106,7 +116,7 @@ def _share_out(
     recipe: Recipe,
     num_processes: int | None,
     show_progress: bool,
-) -> list[Shard]:
+) -> list[Encoded]:
     """Make shards in this process if they are small, else in several, with a bar that tells how far it is."""
     if not plans:
         return []
@@ -127,9 +137,9 @@ def _share_out(
 
 
 def _commit(
-    work: _Work, made: Sequence[Shard], files: Sequence[SourceFile], recipe: Recipe, writer: StoreWriter
+    work: _Work, made: Sequence[Encoded], files: Sequence[SourceFile], recipe: Recipe, writer: StoreWriter
 ) -> Prepared:
-    by_key = work.finished | {shard.key: shard for shard in made}
+    by_key = work.finished | {encoded.shard.key: encoded.shard for encoded in made}
     shards = [by_key[plan.key] for plan in work.plans]
     if not any(shard.num_documents for shard in shards):
         raise no_text_error(files)
