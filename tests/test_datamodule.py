@@ -272,6 +272,8 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"num_workers": -1}, "num_workers must be at least 0, got -1. Set data.num_workers"),
         ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, got -0.1. Set data.val_fraction"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
+        ({"cache_size": -1.0}, "cache_size must be at least 0, got -1.0. Set data.cache_size"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
 )
@@ -418,3 +420,55 @@ def test_a_run_prepares_each_source_once(words, monkeypatch, with_val_source):
     data = GPTDataModule(**sources)
     fit(data, max_steps=1)
     assert len(prepared) == max(len(sources), 1)
+
+
+def test_ids_of_another_vocabulary_have_its_size_and_are_shown_as_numbers(tmp_path):
+    ids = np.arange(100_000, 100_200, dtype="<u4")
+    ids.tofile(tmp_path / "ids.bin")
+    data = GPTDataModule(tmp_path / "ids.bin", token_dtype="uint32", vocab_size=128_256, context_size=4)
+    data.setup("fit")
+    assert data.vocab_size == 128_256
+    input_ids, _ = next(iter(data.train_dataloader()))
+    assert set(input_ids.flatten().tolist()) <= set(ids.tolist())
+    assert data.tokenizer.decode(input_ids[0, :2].tolist()) == f"{input_ids[0, 0]} {input_ids[0, 1]}"
+    too_small = GPTDataModule(tmp_path / "ids.bin", token_dtype="uint32", vocab_size=100_100)
+    with pytest.raises(ValueError, match=r"has the id 100\d+, and the vocabulary ends at 100099"):
+        too_small.setup("fit")
+
+
+def test_the_size_of_a_vocabulary_is_for_ids_and_not_for_text(words):
+    with pytest.raises(ValueError, match=r"data.vocab_size is for .bin files, and the source is text. Leave it out"):
+        GPTDataModule(words, vocab_size=1000).setup("fit")
+    np.arange(100, dtype="<u2").tofile(words.parent / "ids.bin")
+    with pytest.raises(ValueError, match=r"data.document_ids needs the tokenizer"):
+        GPTDataModule(words.parent / "ids.bin", vocab_size=1000, document_ids=True, context_size=4).setup("fit")
+
+
+class Letters:
+    """A tokenizer of one's own: the id of a letter is its code point."""
+
+    n_vocab, eot_token, fingerprint = 128, 127, "letters 1"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize("tokenizer", [Letters(), make_tokenizer(Letters()), gpt2_tokenizer(), "cl100k_base"], ids=str)
+def test_any_tokenizer_gives_the_ids_of_the_text_and_tells_the_size_of_its_vocabulary(words, tokenizer):
+    if tokenizer == "cl100k_base":
+        try:
+            tokenizer = make_tokenizer(tokenizer)
+        except OSError:
+            pytest.skip("tiktoken downloads its ranks")
+    data = GPTDataModule(words, tokenizer, context_size=4, document_ids=True)
+    data.setup("fit")
+    assert data.tokenizer.decode(data.store.read(0, len(data.store)).tolist()) == DIFFERENT_WORDS
+    assert data.vocab_size == tokenizer.n_vocab
+
+
+def test_a_cache_that_is_too_small_for_what_is_in_use_is_told(words, tmp_path, caplog):
+    GPTDataModule(words, cache_dir=tmp_path / "cache", cache_size=1e-6).prepare_data()
+    assert "more than the 0.0 GB allowed. Raise data.cache_size" in caplog.text

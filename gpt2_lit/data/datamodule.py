@@ -75,6 +75,7 @@ class GPTDataModule(LightningDataModule):
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
         vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
             the tokenizer.
+        cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
 
     Raises:
         ValueError: If a setting is out of its range; in ``setup``, if the text is too short, not UTF-8 or empty.
@@ -109,6 +110,7 @@ class GPTDataModule(LightningDataModule):
         strip_gutenberg: bool = False,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
+        cache_size: float = 50.0,
     ) -> None:
         super().__init__()
         self.context_size = whole_number("context_size", context_size)
@@ -121,6 +123,8 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue(
                 f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction."
             )
+        if not cache_size >= 0:
+            raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
         if shuffle not in ("global", "block", True, False):
             raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
         self.source = source
@@ -133,6 +137,7 @@ class GPTDataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self.document_ids = document_ids
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
+        self.cache_size = cache_size
         self.text_options = TextOptions(text_field, strip_gutenberg)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
@@ -275,7 +280,8 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _cache(self) -> TokenCache:
-        return TokenCache(self.cache_dir, Recipe(self.text_options, self.tokenizer), self.token_dtype)
+        recipe = Recipe(self.text_options, self.tokenizer)
+        return TokenCache(self.cache_dir, recipe, self.token_dtype, max_bytes=int(1e9 * self.cache_size))
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""

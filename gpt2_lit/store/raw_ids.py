@@ -43,8 +43,8 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_si
             if vocab_size and sample.max() >= vocab_size:
                 raise StoreError(
                     f"{path} read as {shard.dtype.name} has the id {sample.max()}, and the vocabulary ends at "
-                    f"{vocab_size - 1}. Set data.token_dtype to the type it was written with, or write it with this "
-                    "tokenizer."
+                    f"{vocab_size - 1}. Set data.token_dtype to the type it was written with, and data.vocab_size to "
+                    "that of its tokenizer."
                 )
         checksum = zlib.crc32(f"{len(shard)} {shard.dtype}".encode(), checksum)
         shards.append(shard)
