@@ -29,6 +29,10 @@ class MissingFile(UserError, FileNotFoundError):
     """There is no such file or directory."""
 
 
+class NotPermitted(UserError, PermissionError):
+    """A file may not be read or written."""
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed."""
 

@@ -263,8 +263,8 @@ def test_a_typo_gets_a_few_lines(
 
 
 BAD = [
-    (["--data.source=none.txt"], "there is no file or folder none.txt"),
-    (["--data.source=folder"], "the folder folder has no text file"),
+    (["--data.source=none.txt"], "there is no file or directory none.txt"),
+    (["--data.source=folder"], "the directory folder has no text file"),
     (["--data.source=empty.txt"], "empty.txt is empty"),
     (["--data.source=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
     (["--data.source=short.txt"], "one window needs context_size + 1 = 33 tokens"),

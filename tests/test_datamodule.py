@@ -283,7 +283,7 @@ def test_a_setting_out_of_its_range_is_an_error_when_the_module_is_made(options,
 
 
 def test_a_source_that_does_not_fit_is_an_error_in_setup(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+    with pytest.raises(FileNotFoundError, match="there is no file or directory"):
         GPTDataModule(tmp_path / "nothing.txt").setup("fit")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="is not UTF-8: byte 0xe9 at offset 3"):

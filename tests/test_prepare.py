@@ -26,8 +26,9 @@ from gpt2_lit.store.token_store import open_store
 from gpt2_lit.store.verify import verify
 from gpt2_lit.store.workers import encode_shard
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT
+from gpt2_lit.text.files import SHIPPED_TEXT
 from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SHIPPED_TEXT, find_files
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
@@ -197,7 +198,9 @@ def test_a_vocabulary_beyond_two_bytes_takes_four(tmp_path):
 def test_a_shard_depends_on_its_plan_alone(corpus, tmp_path):
     recipe = Recipe()
     prepare(corpus, tmp_path / "store")
-    plans = plan_shards([file._replace(path=os.path.abspath(file.path)) for file in find_files(corpus)], recipe, 20_000)
+    plans = plan_shards(
+        [file._replace(path=os.path.abspath(file.path)) for file in Source.of(corpus).find_files()], recipe, 20_000
+    )
     (tmp_path / "elsewhere").mkdir()
     shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe) for plan in reversed(plans)]
     assert shards[::-1] == Manifest.load(tmp_path / "store").shards
@@ -701,7 +704,7 @@ def test_who_waits_says_so_and_goes_on_where_the_other_was_stopped(corpus, tmp_p
 
 
 def test_the_errors_of_sources_keep_their_words(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file or folder") as caught:
+    with pytest.raises(FileNotFoundError, match="there is no file or directory") as caught:
         prepare(tmp_path / "nowhere", tmp_path / "store")
     assert caught.value.errno is None
     assert not (tmp_path / "store").exists()

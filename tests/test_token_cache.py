@@ -15,10 +15,10 @@ from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
 from gpt2_lit.store.storage import LocalStorage
-from gpt2_lit.store.token_cache import TokenCache, default_directory, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.sources import SHIPPED_TEXT, Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_a_text_is_encoded_once(cache, tmp_path):
 def test_the_tale_is_the_source_if_there_is_none(cache):
     cache.prepare(None)
     assert read_all(cache.open(None)) == gpt2_tokenizer().encode(TALE)
-    assert source_name(None) == "the tale that ships with gpt2_lit (tale.txt)"
+    assert str(Source.of(None)) == "the tale that ships with gpt2_lit (tale.txt)"
 
 
 def test_a_source_has_one_place_however_it_is_named(cache, tmp_path, monkeypatch):
@@ -146,8 +146,8 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
 
 
 def test_a_source_is_named_in_a_few_words():
-    assert source_name("a.txt") == "a.txt"
-    assert source_name(["a.txt", "b.txt", Path("c.txt")]) == "a.txt to c.txt"
+    assert str(Source.of("a.txt")) == "a.txt"
+    assert str(Source.of(["a.txt", "b.txt", Path("c.txt")])) == "a.txt to c.txt"
 
 
 @pytest.mark.parametrize(

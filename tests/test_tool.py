@@ -401,7 +401,7 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["info", "nowhere.txt"], "error: SOURCE: there is no file or folder nowhere.txt (looked in"),
+        (["info", "nowhere.txt"], "error: SOURCE: there is no file or directory nowhere.txt (looked in"),
         (["info", "--context-size", "0"], "error: context_size must be at least 1, got 0. Set --context-size."),
         (["preview", "--context-size", "100000"], "error: the text is too short: one window needs"),
         (["plan", "--world-size", "1000"], "error: too few windows for one full batch: 1000 x batch_size 8 windows"),
@@ -410,7 +410,7 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
         (["info", "odd.bin"], "which is not a whole number of uint16 ids above 0. Set --token-dtype"),
         (["verify", "nowhere"], "error: nowhere is not a token store: there is no"),
         (["prepare", "wrong.bin", "."], "holds other files and no token store. Give an empty or a new directory."),
-        (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or folder nowhere"),
+        (["prepare", "nowhere", "tokens"], "error: SOURCE: there is no file or directory nowhere"),
         (["neighbours", "nowhere.pt", "rain"], "error: there is no file or directory nowhere.pt"),
         (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),
         (["export", "odd.bin", "x.safetensors"], "error: odd.bin is not a checkpoint of tensors and plain values"),

@@ -16,7 +16,7 @@ from gpt2_lit.store.manifest import Shard
 from gpt2_lit.store.plan import Recipe, ShardPlan, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.workers import encode_in_processes, encode_in_threads, encode_shard, share_out
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 
@@ -24,7 +24,7 @@ from gpt2_lit.text.tokenizer import make_tokenizer
 def plans(tmp_path: Path) -> list[ShardPlan]:
     """A file in eight ranges."""
     (tmp_path / "text.txt").write_text("".join(f"word number {number}\n" for number in range(4000)))
-    return plan_shards(find_files(tmp_path / "text.txt"), Recipe(), 10_000)
+    return plan_shards(Source.of(tmp_path / "text.txt").find_files(), Recipe(), 10_000)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ import pathlib, sys, time
 from gpt2_lit.store.plan import Recipe, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.workers import encode_in_processes
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 class Letters:
@@ -98,7 +98,7 @@ class Letters:
 print("the script runs")
 directory = pathlib.Path(sys.argv[1])
 recipe = Recipe(tokenizer=make_tokenizer(Letters()))
-plans = plan_shards(find_files(directory / "texts"), recipe, 10)
+plans = plan_shards(Source.of(directory / "texts").find_files(), recipe, 10)
 with LocalStorage(directory / "store").lock():
     encode_in_processes(plans, LocalStorage(directory / "store"), recipe, 2, lambda *progress: print("progress"))
 """
@@ -183,7 +183,7 @@ def test_an_error_stops_the_threads_within_a_piece_of_text(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "whole"}\n' * 10_000)
     broken = Broken()
     recipe = Recipe(tokenizer=make_tokenizer(broken))
-    plans = plan_shards(find_files([tmp_path / "broken.txt", tmp_path / "lines.jsonl"]), recipe, 10)
+    plans = plan_shards(Source.of([tmp_path / "broken.txt", tmp_path / "lines.jsonl"]).find_files(), recipe, 10)
     with pytest.raises(ValueError, match="broken"):
         encode_in_threads(plans, LocalStorage(tmp_path), recipe, 2, lambda *progress: None)
     assert broken.num_calls < 20
@@ -204,6 +204,6 @@ def test_a_text_that_must_not_be_cut_is_encoded_whole(tmp_path):
     text = "many words " * 50_000
     (tmp_path / "text.txt").write_text(text)
     recipe = Recipe(tokenizer=make_tokenizer(Lengths()))
-    [plan] = plan_shards(find_files(tmp_path / "text.txt"), recipe, 1000)
+    [plan] = plan_shards(Source.of(tmp_path / "text.txt").find_files(), recipe, 1000)
     shard = encode_shard(plan, LocalStorage(tmp_path), recipe)
     assert np.fromfile(tmp_path / shard.tokens_file, "<u4").tolist() == [len(text), (1 << 20) - 1]

@@ -1,7 +1,7 @@
 """windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
@@ -18,14 +18,11 @@ from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions, read_pieces
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
-
-# In this order: with os.PathLike, or Path before Sequence, jsonargparse makes one string of a list.
-Sources = str | Sequence[str | Path] | Path
 
 logger = getLogger(__name__)
 
@@ -43,8 +40,8 @@ class GPTDataModule(LightningDataModule):
         for input_ids, target_ids in data.train_dataloader(): ...
 
     Args:
-        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three
-            also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
+        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all
+            four also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
             tokenizer's end of text. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write
             them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
@@ -70,7 +67,7 @@ class GPTDataModule(LightningDataModule):
             models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
         cache_dir: Directory where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
             ~/.cache/gpt2_lit. It may be deleted at any time.
-        text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
+        text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
         vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
@@ -91,14 +88,14 @@ class GPTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Sources | None = None,
+        source: SourceChoice = None,
         tokenizer: str | Path | Encoder = "gpt2",
         context_size: int = 32,
         stride: int | None = None,
         batch_size: int = 8,
         val_fraction: float = 0.1,
-        val_source: Sources | None = None,
-        test_source: Sources | None = None,
+        val_source: SourceChoice = None,
+        test_source: SourceChoice = None,
         seed: int = 42,
         shuffle: Literal["global", "block"] | bool = "global",
         drop_last: bool = True,
@@ -180,7 +177,7 @@ class GPTDataModule(LightningDataModule):
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
                 logger.info(
-                    f"{source_name(source)} has changed since it was encoded: {changes}. "
+                    f"{Source.of(source)} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -258,7 +255,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = source_name(self.source)
+        name = str(Source.of(self.source))
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -285,12 +282,13 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        if not is_text(self.source):
+        source = Source.of(self.source)
+        if not is_text(source):
             raise InvalidValue(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source_name(self.source)} holds "
+                f"with data.tokenizer words the vocabulary is that of the text, and {source} holds "
                 "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in find_files(self.source) for piece in read_pieces(file, self.text_options))
+        return (piece.text for file in source.find_files() for piece in read_pieces(file, self.text_options))
 
     def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None
@@ -298,7 +296,7 @@ class GPTDataModule(LightningDataModule):
             raise InvalidValue("data.document_ids needs the tokenizer that ends documents. Set data.tokenizer.")
         return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
 
-    def _evaluation_windows(self, name: str, source: Sources) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: SourceChoice) -> TokenWindows:
         store = self._cache.open(source)
         dataset = self._windows(store, self.context_size, [Range(0, len(store))])
         if not len(dataset):

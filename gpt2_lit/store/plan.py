@@ -8,8 +8,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from gpt2_lit.store.manifest import FORMAT_VERSION
-from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SourceFile, is_url
+from gpt2_lit.text.files import SourceFile, is_url
+from gpt2_lit.text.readers import TextOptions, can_be_cut
 from gpt2_lit.text.tokenizer import Tokenizer, make_tokenizer
 
 SHARD_BYTES = 16 << 20  # of source: 40 ms of gigatoken, 1 s of tiktoken
@@ -85,7 +85,7 @@ def plan_shards(files: Sequence[SourceFile], recipe: Recipe, shard_bytes: int = 
     groups: list[list[Part]] = []
     open_bytes: float = float("inf")  # of the group that may still grow
     for file in files:
-        if file.size > shard_bytes and file.can_be_cut and (recipe.tokenizer.cut_before or file.kind != "text"):
+        if file.size > shard_bytes and can_be_cut(file, recipe.tokenizer.cut_before):
             starts = range(0, file.size, shard_bytes)
             groups += [[Part(file, start, min(start + shard_bytes, file.size))] for start in starts]
             open_bytes = float("inf")

@@ -17,8 +17,9 @@ from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes,
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.workers import Progress, encode_in_processes, encode_in_threads
-from gpt2_lit.text.readers import TextOptions, no_text_error
-from gpt2_lit.text.sources import Source, SourceFile, find_files
+from gpt2_lit.text.files import SourceFile
+from gpt2_lit.text.readers import TextOptions, format_of, no_text_error
+from gpt2_lit.text.sources import Source, SourceChoice
 
 _LOG = getLogger(__name__)
 _IN_PROCESS_BYTES = 32 << 20  # less is done before other processes would pay
@@ -33,7 +34,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    source: Source | None,
+    source: SourceChoice | Source,
     store: str | os.PathLike,
     recipe: Recipe | None = None,
     num_processes: int | None = None,
@@ -45,7 +46,7 @@ def prepare(
     the same bytes. Of several calls at a time for one store, one works and the others wait for it.
 
     Args:
-        source: What :func:`gpt2_lit.text.sources.find_files` takes.
+        source: What :meth:`gpt2_lit.text.sources.Source.of` takes.
         store: Directory for the tokens.
         recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
         num_processes: Processes, or threads where the tokenizer can use them, that encode. None is one for each core
@@ -58,7 +59,7 @@ def prepare(
         StoreError: If the directory holds something else.
     """
     recipe = recipe or Recipe()
-    files = absolute(find_files(source))
+    files = absolute(Source.of(source).find_files())
     storage = LocalStorage(Path(store).absolute())
     writer = StoreWriter(storage)
     work = _Work.plan(files, recipe, writer)
@@ -110,7 +111,10 @@ def _share_out(
     # Of texts: English takes half a byte for each byte, source code more, compressed files more than they have. Rows
     # of other files hold who knows what beside the text.
     storage.check_room(
-        int(0.4 * sum(part.num_bytes for plan in plans for part in plan.parts if part.file.kind == "text"))
+        int(
+            0.4
+            * sum(part.num_bytes for plan in plans for part in plan.parts if format_of(part.file.path).kind == "text")
+        )
     )
     num_bytes = sum(plan.num_bytes for plan in plans)
     num_processes = min(num_processes or _usable_cores(), len(plans))

@@ -16,7 +16,8 @@ from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_FINGERPRINT
-from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
+from gpt2_lit.text.files import is_url
+from gpt2_lit.text.sources import Source, SourceChoice
 
 _LOG = getLogger(__name__)
 _NAMED_BY_CONTENT = {"gpt2": (GPT2_FINGERPRINT, GPT2_END_OF_TEXT)}
@@ -48,8 +49,9 @@ class TokenCache(NamedTuple):
     token_dtype: str = "uint16"
     max_bytes: int = MAX_BYTES
 
-    def prepare(self, source: Source | None) -> Prepared | None:
+    def prepare(self, source: SourceChoice | Source) -> Prepared | None:
         """Encode what has not been encoded, so that :meth:`open` finds it; None for what is tokens already."""
+        source = Source.of(source)
         if not is_text(source):
             return None
         directory = self.directory_of(source)
@@ -57,26 +59,26 @@ class TokenCache(NamedTuple):
             prepared = prepare(source, directory, self.recipe)
         finally:
             if directory.exists():
-                hold(directory, source_name(source))
+                hold(directory, str(source))
         if prepared.num_made:
             self._evict()
         return prepared
 
-    def open(self, source: Source | None) -> TokenStore:
+    def open(self, source: SourceChoice | Source) -> TokenStore:
         """The tokens of a source that was prepared.
 
         Raises:
             StoreError: If they cannot be read, or were made with another tokenizer.
             FileNotFoundError: If a file of ids does not exist.
         """
-        tokenizer = self.recipe.tokenizer
+        source, tokenizer = Source.of(source), self.recipe.tokenizer
         if _is_raw(source):
             return open_raw(_raw_files(source), self.token_dtype, tokenizer.vocab_size)
         if _is_store(source):
-            (path,) = _source_paths(source)
+            (path,) = source.names
         else:
             path = self.directory_of(source)
-            hold(path, source_name(source))
+            hold(path, str(source))
         store = open_store(path)
         if store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise StoreError(
@@ -85,10 +87,10 @@ class TokenCache(NamedTuple):
             )
         return store
 
-    def directory_of(self, source: Source | None) -> Path:
+    def directory_of(self, source: SourceChoice | Source) -> Path:
         """Where a text's tokens are kept: another place for each source, choice of tokenizer and way of reading it."""
-        places = [path if is_url(path) else os.path.abspath(path) for path in _source_paths(source)]
-        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places, default="")))[:40]
+        places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
         tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
         return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
@@ -130,41 +132,23 @@ def default_directory() -> Path:
     return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit")).expanduser()
 
 
-def source_name(source: Source | None) -> str:
-    """A source in a few words."""
-    if source is None:
-        return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-    paths = _source_paths(source)
-    return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
-
-
-def _source_paths(source: Source | None) -> list[str]:
-    """The paths of a source, the home directory written out."""
-    if source is None:
-        return [str(SHIPPED_TEXT)]
-    paths = [source] if isinstance(source, (str, os.PathLike)) else source
-    return [os.path.expanduser(os.fspath(path)) for path in paths]
-
-
-def is_text(source: Source | None) -> bool:
+def is_text(source: Source) -> bool:
     """Whether a source is text, and not tokens already."""
     return not (_is_store(source) or _is_raw(source))
 
 
-def _is_store(source: Source | None) -> bool:
-    paths = _source_paths(source)
-    return len(paths) == 1 and is_store(paths[0])
+def _is_store(source: Source) -> bool:
+    return len(source.names) == 1 and is_store(source.names[0])
 
 
-def _is_raw(source: Source | None) -> bool:
+def _is_raw(source: Source) -> bool:
     """Whether a source is files of ids, as nanoGPT and llm.c write them."""
-    paths = _source_paths(source)
-    return bool(paths) and all(path.endswith(".bin") and not os.path.isdir(path) for path in paths)
+    return all(name.endswith(".bin") and not os.path.isdir(name) for name in source.names)
 
 
-def _raw_files(source: Source | None) -> list[str]:
+def _raw_files(source: Source) -> list[str]:
     """The files of ids, each once, in sorted order; a path may be a pattern."""
-    files = [file for path in _source_paths(source) for file in (glob.glob(path, recursive=True) or [path])]
+    files = [file for name in source.names for file in (glob.glob(name, recursive=True) or [name])]
     for file in files:
         if not os.path.exists(file):
             raise MissingFile(f"data.source: there is no file {file} (looked in {Path.cwd()}). Check the spelling.")

@@ -47,8 +47,9 @@ def encode_shard(
 def _pieces(part: Part, recipe: Recipe) -> Iterator[Piece]:
     """The text of a part, in pieces that may be encoded one by one."""
     parts: list[str] = []
-    for piece in read_pieces(part.file, recipe.options, part.start, part.stop):
-        if recipe.tokenizer.cut_before:
+    cut_before = recipe.tokenizer.cut_before
+    for piece in read_pieces(part.file, recipe.options, part.start, part.stop, cut_before):
+        if cut_before:
             yield piece
             continue
         parts.append(piece.text)
