@@ -118,4 +118,4 @@ def absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 def _chance(path: str) -> float:
     """A number from 0 to below 1 that only the path decides."""
-    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "little") / 2**64
+    return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest(), "little") / 2**64

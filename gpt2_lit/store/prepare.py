@@ -59,7 +59,10 @@ def prepare(
         StoreError: If the directory holds something else.
     """
     recipe = recipe or Recipe()
-    files = absolute(Source.of(source).find_files())
+    files, report = Source.of(source).look()
+    files = absolute(files)
+    if report:
+        _LOG.info("%s", report)
     storage = LocalStorage(Path(store).absolute())
     writer = StoreWriter(storage)
     work = _Work.plan(files, recipe, writer)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ def open_file(file: SourceFile) -> io.BufferedReader:
 
 def is_url(name: str) -> bool:
     """Whether a name is that of a file elsewhere."""
-    return "://" in name
+    return re.match(r"[\w+.:-]+://", name) is not None
 
 
 def is_http(url: str) -> bool:
