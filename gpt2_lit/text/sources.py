@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError, without_secrets
 from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
@@ -23,6 +23,7 @@ from gpt2_lit.text.files import (
     local_file,
     remote_file,
     unreadable,
+    web_file,
 )
 from gpt2_lit.text.readers import FORMATS, compression_of, extensions, format_of
 
@@ -55,7 +56,7 @@ class Source:
             choices = [SHIPPED_TEXT if choice is None else choice]
         else:
             choices = list(choice)  # once, as it may be a generator
-        names = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
+        names: tuple[Any, ...] = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
         if not all(isinstance(name, str) for name in names):
             raise InvalidType(f"data.source must be a path, a URL or a list of these, got {reprlib.repr(choice)}.")
         if not names or "" in names:
@@ -68,7 +69,7 @@ class Source:
         first, *others = self.names
         if self.names == (str(SHIPPED_TEXT),):
             return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-        return f"{first} to {others[-1]}" if others else first
+        return without_secrets(f"{first} to {others[-1]}" if others else first)
 
     def find_files(self) -> list[SourceFile]:
         """The files that it stands for, each once, in sorted order of their paths.
@@ -378,11 +379,13 @@ def _check_readable(files: list[SourceFile]) -> None:
 
 def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
     try:
+        if is_http(url):
+            return [web_file(url)]
         filesystem, path = filesystem_of(url)
-        if not is_http(url) and any(sign in path for sign in "*?["):
+        if any(sign in path for sign in "*?["):
             found = filesystem.glob(path, detail=True)
             found = {name: info for name, info in found.items() if info["type"] == "file"}
-        elif not is_http(url) and filesystem.isdir(path):
+        elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
             shown = [name for name in found if "/." not in name.removeprefix(path)]
             chosen = _files_to_read(path, shown, filesystem.cat_file, passed_over)
