@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from gpt2_lit.errors import InvalidValue, MissingFile
+from gpt2_lit.errors import InvalidValue, MissingFile, without_secrets
 from gpt2_lit.store.last_use import hold, last_use, remove
 from gpt2_lit.store.manifest import MANIFEST, StoreError, is_store
 from gpt2_lit.store.plan import Recipe, key_of
@@ -94,7 +94,7 @@ class TokenCache(NamedTuple):
     def directory_of(self, source: SourceChoice | Source) -> Path:
         """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
         places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
-        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(without_secrets(min(places))))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
         tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
         return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
