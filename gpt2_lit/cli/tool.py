@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
-from gpt2_lit.cli.messages import errors_as_messages, show_log
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ TEXT_OPTIONS = ("text_field", "strip_gutenberg")
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line, that of the process unless ``args`` are given."""
     options = _options(sys.argv[1:] if args is None else args)
-    show_log()
+    prepare_console()
     try:
         with errors_as_messages(ValueError, RuntimeError, OSError, reword=_in_words_of_the_tool):
             options.run(options)
