@@ -45,21 +45,18 @@ def prepare(
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
-    May be stopped at any time, in any way: the next call resumes after the shards that were finished, and ends with
-    the same bytes. Of several calls at a time for one store, one works and the others wait for it.
+    It may be stopped at any time, in any way: the next call resumes, and ends with the same bytes. Of several calls at
+    a time for one store, one works and the others wait for it.
 
     Args:
-        source: What :meth:`gpt2_lit.text.sources.Source.of` takes.
+        source: What :meth:`Source.of` takes.
         store: Directory for the tokens.
         recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
-        num_processes: Processes, or threads where the tokenizer can use them, that encode. None is one for each core
-            that may be used.
+        num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
 
     Raises:
-        OSError: If a file cannot be read or the disk is full.
-        ValueError: If a file is not what its name says; the message names file and line.
-        StoreError: If the directory holds something else.
+        OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
     recipe = recipe or Recipe()
     files, report = Source.of(source).look()

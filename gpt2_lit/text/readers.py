@@ -131,36 +131,13 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """The documents of a file, or of a range of its bytes, in pieces of about 131,072 characters at most.
 
-    A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Text is
-    UTF-8; a byte-order mark at the start goes and every line end becomes a newline, as in Python's text mode; strings
-    in other formats stay as they are. docs/store.md has more on ranges.
-
-    Ranges that tile a file give together the documents of the whole: each begins at the first position to cut at or
-    after ``start``, and ends at the first at or after ``stop``. Of a file that cannot be cut, the range that starts at
-    0 gives everything. A text without a position to cut, or a line of JSON, is kept in memory up to 64 MiB.
-
-    Args:
-        file: The file. If it is a local one, that it is still the one that was found is checked after its last piece.
-        options: How it is to be read.
-        start: First byte of the range.
-        stop: The byte after its last; None is the end of the file.
-        cut_before: Where pieces of a document may begin, as in ``Tokenizer.cut_before``. Where that is empty, so that
-            no piece may be encoded without the others, they begin at whitespace.
+    A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Ranges
+    that tile a file give together the documents of the whole (docs/store.md); of a file that cannot be cut, the range
+    that starts at 0 gives everything.
 
     Raises:
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
         FileError: If the file cannot be read, or changed since it was found.
-
-    Example:
-        >>> from gpt2_lit.text.files import SHIPPED_TEXT, local_file
-        >>> tale = local_file(str(SHIPPED_TEXT))
-        >>> [piece] = read_pieces(tale, TextOptions())
-        >>> [first] = read_pieces(tale, TextOptions(), stop=100)
-        >>> [second] = read_pieces(tale, TextOptions(), start=100)
-        >>> first.text + second.text == piece.text
-        True
-        >>> first.ends_document, second.ends_document
-        (False, True)
     """
     stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
     if not can_be_cut(file, separator=options.document_separator):

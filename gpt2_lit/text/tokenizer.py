@@ -147,10 +147,7 @@ def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None
         texts: Gives the texts of which words are the vocabulary.
 
     Raises:
-        InvalidValue: If it is none of these, or has no end of text.
-        MissingFile: If there is no file at the path.
-        FileError: If the ranks of an encoding cannot be downloaded.
-        MissingPackage: If a tokenizer.json takes tokenizers, and that is not installed.
+        UserError: If it is none of these, has no end of text, or cannot be loaded.
 
     Example:
         >>> make_tokenizer("words", lambda: ["the cat", "sat"]).encode("the cat sat")
