@@ -274,7 +274,7 @@ def quiet_trainer(folder: Path, **options: int) -> Trainer:
 
 
 def assert_tells(model: nn.Module, data: GPTDataModule, num_words: int) -> None:
-    words = tokenize(Path(data.source).read_text())
+    words = tokenize(Path(*data.source.names).read_text())
     told = continue_text(model, data, " ".join(words[:3]), num_words - 3, temperature=0.0)
     assert told.split() == words[:num_words]
 
@@ -315,7 +315,7 @@ def test_the_config_alone_puts_the_blocks_into_the_stub_and_the_checkpoint_tells
     assert isinstance(model.backbone, Blocks)
     assert_tells(model, beginning, num_words=60)
 
-    words = tokenize(Path(beginning.source).read_text())
+    words = tokenize(Path(*beginning.source.names).read_text())
     told = sample("The Rain Book", f"--checkpoint={last}", "--num_tokens=57", "--temperature=0")
     assert told.split() == words[:60]
 

@@ -208,7 +208,7 @@ def test_the_share_of_the_vocabulary_counts_each_id_once_that_was_an_input(tmp_p
 
 
 def test_validation_is_not_counted_as_seen(data, tmp_path):
-    data.source.write_text(" ".join(f"w{i}" for i in range(200)))  # no word twice
+    Path(*data.source.names).write_text(" ".join(f"w{i}" for i in range(200)))  # no word twice
     trainer(tmp_path, max_epochs=2).fit(stub(data), data)
     train_ids, val_ids = (
         {i for window in split for i in window.input_ids.tolist()} for split in (data.train_dataset, data.val_dataset)

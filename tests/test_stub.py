@@ -85,7 +85,7 @@ def test_the_first_loss_is_that_of_guessing(data, tmp_path):
 
 
 def test_a_linear_backbone_learns_which_word_follows_which(data, tmp_path):
-    data.source.write_text("a b c d e f g " * 40)
+    Path(*data.source.names).write_text("a b c d e f g " * 40)
     model = stub(vocab_size=9, backbone=nn.Linear(D, D), optimizer=lambda params: torch.optim.Adam(params, lr=0.1))
     trainer(tmp_path, max_epochs=2).fit(model, data)
     assert curves(tmp_path)["val/loss"][-1][1] < 0.05
