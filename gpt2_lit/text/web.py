@@ -189,7 +189,7 @@ def _request(url: str, part: str | None = None) -> Any:
     parts = urllib.parse.urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     url = urllib.parse.urlunsplit(parts._replace(netloc=host, fragment=""))
-    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do it with blanks and letters beyond ASCII
+    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do it with spaces and letters beyond ASCII
     # The bytes as they are stored, so that sizes and ranges mean them.
     headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2_lit", **({"Range": part} if part else {})}
     request = urllib.request.Request(url, headers=headers)
