@@ -649,10 +649,10 @@ def stop_after(corpus: Path, store: Path, num_more: int, how: str) -> str | None
         return process.poll() is not None or (num_receipts(store) >= goal and bool(workers))
 
     wait_until(is_there)
-    if how == "a worker":
-        os.kill(random.choice(workers), signal.SIGKILL)
-    else:
+    if how != "a worker":
         process.send_signal(how)
+    elif workers:  # else it had nothing left to do
+        os.kill(random.choice(workers), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     wait_until(lambda: not any(map(is_alive, workers)))
     if process.returncode == 0:

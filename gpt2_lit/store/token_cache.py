@@ -133,8 +133,10 @@ class TokenCache(NamedTuple):
 
 def default_directory() -> Path:
     """Where tokens are kept by default: ``$GPT2_LIT_CACHE``, or in the system's directory for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit")).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = os.path.expanduser(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit"))
+    # A user without a home directory is told so once there is something to keep, as with a home that cannot be written.
+    return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
 
 
 Kind = Literal["text", "store", "ids"]

@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import select
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
 from typing import NamedTuple
@@ -178,8 +179,11 @@ def _start_worker(parent: int) -> None:
 
 def _end_with(parent: int) -> None:
     """A killed parent cannot stop its workers."""
+    if hasattr(os, "pidfd_open"):  # on Linux, where it may be forbidden
+        with suppress(OSError):
+            select.select([os.pidfd_open(parent)], [], [])
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(0.1)
     os._exit(1)
 
 
