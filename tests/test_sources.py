@@ -10,7 +10,8 @@ import fsspec
 import pytest
 from test_files import find_files, needs_permissions
 
-from gpt2_lit.errors import InvalidType, MissingPackage
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingPackage
+from gpt2_lit.store.prepare import prepare
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile, open_file
 from gpt2_lit.text.sources import Source
 
@@ -238,6 +239,125 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(tmp_path, mon
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackage, match=rf"{name} takes {module}, .* pip install 'gpt2-lit\[{extra}\]'"):
         find_files(tmp_path)
+
+
+# What is passed over, and what is refused.
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    return folder
+
+
+def test_a_directory_tells_what_it_gave_and_what_was_passed_over(folder):
+    files, report = Source.of(folder).look()
+    assert report == (
+        f"data.source: 5 files (2 .md, 2 .txt, 1 .txt.gz), {sum(file.size for file in files)} bytes; "
+        f"passed over: 2 hidden, 1 .rst, 1 without extension; {folder}/gone.txt (a link to nothing)"
+    )
+    assert Source.of(folder / "b.txt").look()[1] == Source.of(None).look()[1] == ""
+    assert Source.of(str(folder / "*.md")).look()[1] == "data.source: 1 files (1 .md), 12 bytes"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["readme.md", "train.bin", "val.bin"], r"holds tokens \(train.bin, val.bin\) beside text \(readme.md\)\."),
+        (["a.txt", "deep/ids.BIN"], r"holds tokens \(deep.ids.BIN\) beside text .* or .*a.txt for the text"),
+        (["train.bin"], r"holds tokens \(train.bin\)\. Name what you mean: .*train.bin"),
+        (["README.md", "en/c4-0.json.gz", "en/c4-1.json.gz"], r"holds compressed JSON .*en.\*.json.gz, or"),
+        (["train-0-of-2.parquet", "train-1-of-2.parquet", "test-0-of-1.parquet"], r"read: .*train-\*-of-\*.parquet;"),
+        (["train.txt", "valid.txt"], r"several splits of a dataset \(train.txt, valid.txt\).* read: .*train.txt"),
+        (["wiki_test.jsonl", "wiki_train.jsonl.gz"], r"several splits"),
+        (["data/train/a.txt", "data/test/b.txt", "README.md"], r"several splits .* Name the one to read: .*data/train"),
+    ],
+)
+def test_a_directory_of_several_things_is_refused(tmp_path, names, message):
+    with pytest.raises(InvalidValue, match=message):
+        find_files(write(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["test.txt", "train-journeys.txt"],
+        ["train.txt", "latest.txt"],
+        ["dev/notes.md", "test/notes.md"],
+        ["train-00000-of-00001.parquet", "train.md"],
+        ["a.txt", "store/tokens-0123456789abcdef.bin", "store/documents-0123456789abcdef.bin"],
+        ["en/train.txt", "de/test.txt"],
+    ],
+)
+def test_a_directory_that_only_looks_like_it_is_read(tmp_path, names):
+    assert len(find_files(write(tmp_path, *names))) == sum(not name.endswith(".bin") for name in names)
+
+
+@pytest.fixture
+def linked(tmp_path) -> Path:
+    write(tmp_path, "corpus/a.txt", "disk/b.txt", "above.txt")
+    for link, target in {"books": "../disk", "again": ".", "more": ".", "up": "..", "gone.txt": "nowhere"}.items():
+        (tmp_path / "corpus" / link).symlink_to(target)
+    (tmp_path / "disk/back").symlink_to("../corpus")
+    return tmp_path / "corpus"
+
+
+@pytest.mark.parametrize("name", ["", "**/*.txt", "**"])
+def test_links_are_followed_and_their_loops_end(linked, name):
+    files, report = Source.of(str(linked / name)).look()
+    assert {path.relative_to(linked).as_posix() for path in paths(files)} >= {"a.txt", "books/b.txt"}
+    assert len(files) == 2
+    assert f"{linked}/gone.txt (a link to nothing)" in report
+
+
+def test_a_pattern_reads_the_directories_that_match_it_as_if_they_were_named(tmp_path):
+    write(tmp_path, "part-1/a.txt", "part-2/b.txt", "part-2/c.rst", "other/d.txt")
+    files, report = Source.of(str(tmp_path / "part-*")).look()
+    assert paths(files) == [tmp_path / "part-1/a.txt", tmp_path / "part-2/b.txt"]
+    assert report.endswith("passed over: 1 .rst")
+
+
+def test_a_name_that_is_not_unicode_is_read_and_prepared(tmp_path):
+    name = os.fsdecode(b"caf\xe9.txt")
+    try:
+        write(tmp_path / "texts", name, "plain.txt")
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes only Unicode")
+    prepared = [prepare(tmp_path / "texts", tmp_path / "store", show_progress=False) for _ in range(2)]
+    assert [one.num_made for one in prepared] == [1, 0]
+    assert prepared[0].manifest.num_documents == 2
+
+
+@pytest.mark.parametrize("text", ["Long ago. " * 100, "First line,\nsecond line.", "See https://x.org/ a text " * 300])
+def test_a_text_itself_is_not_a_source(text):
+    with pytest.raises(InvalidValue, match=r"looks like a text .* Write it to a file and give that") as caught:
+        find_files(text)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_generator_is_read_once_and_bytes_are_refused(folder):
+    source = Source.of(folder.glob("*.txt"))
+    assert source == Source.of(source) == Source.of(str(path) for path in folder.glob("*.txt"))
+    assert len(source.names) == 4  # Path.glob's also have the hidden one
+    for choice in (b"a.txt", [b"a.txt"], bytes(10_000)):
+        with pytest.raises(InvalidType, match="must be a path, a URL or a list of these") as caught:
+            Source.of(choice)
+        assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("size", [21, 3 << 20])
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another(tmp_path, size):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a" * size)
+    [before] = find_files(path)
+    status = path.stat()
+    (tmp_path / "new").write_bytes(b"b" * size)
+    os.utime(tmp_path / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "new").replace(path)
+    [after] = find_files(path)
+    assert (after.size, path.stat().st_mtime_ns) == (before.size, status.st_mtime_ns)
+    assert after != before
 
 
 # Datasets on disk.

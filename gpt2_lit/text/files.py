@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile, NotPermitted
-from gpt2_lit.text import web
+from gpt2_lit.text.web import content_stamp, look, open_url
 
 SHIPPED_TEXT = Path(__file__).parents[1] / "assets" / "tale.txt"
 
@@ -40,7 +40,7 @@ def open_file(file: SourceFile) -> io.BufferedReader:
         return open(file.path, "rb")
     if is_http(file.path):
         stamp = file.stamp.removeprefix(_PACKED)
-        return web.open_url(file.path, file.size, stamp, is_packed=stamp != file.stamp)
+        return open_url(file.path, file.size, stamp, is_packed=stamp != file.stamp)
     filesystem, path = filesystem_of(file.path)
     return io.BufferedReader(filesystem.open(path, "rb"), _BUFFER)
 
@@ -77,8 +77,8 @@ def _time_of_change(status: os.stat_result) -> str:
 
 def web_file(url: str) -> SourceFile:
     """A file of a web server; one that nothing tells from another is told by its content, if it is small."""
-    page = web.look(url)
-    stamp = page.stamp or web.content_stamp(url, page.is_packed)
+    page = look(url)
+    stamp = page.stamp or content_stamp(url, page.is_packed)
     return SourceFile(url, page.size, (_PACKED if page.is_packed else "") + stamp, page.serves_ranges)
 
 

@@ -11,10 +11,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from logging import getLogger
 from typing import Any, NamedTuple
 
-from gpt2_lit.errors import FileError, InvalidValue
+from gpt2_lit.errors import FileError, InvalidValue, without_secrets
 
+_LOG = getLogger(__name__)
 _TIMEOUT = 120  # seconds of silence
 _DELAYS = (0.5, 1, 3)  # seconds before a failed request is tried again, if nothing came in between
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP's statuses of a server that may answer later
@@ -67,6 +69,11 @@ def content_stamp(url: str, is_packed: bool) -> str:
     with open_url(url, is_packed=is_packed) as stream:
         content = stream.read(_HASHED + 1)
     if len(content) > _HASHED:
+        _LOG.warning(
+            "%s has neither an ETag nor a Last-Modified, so that nothing tells whether it changed: it is encoded anew "
+            "each time. Download it, or keep its tokens: gpt2-lit prepare.",
+            without_secrets(url),
+        )
         return f"seen at {time.time_ns()}"
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -182,7 +189,7 @@ def _request(url: str, part: str | None = None) -> Any:
     parts = urllib.parse.urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     url = urllib.parse.urlunsplit(parts._replace(netloc=host, fragment=""))
-    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do it with blanks and letters beyond ASCII
+    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do it with spaces and letters beyond ASCII
     # The bytes as they are stored, so that sizes and ranges mean them.
     headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2_lit", **({"Range": part} if part else {})}
     request = urllib.request.Request(url, headers=headers)

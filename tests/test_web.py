@@ -1,0 +1,194 @@
+import gzip
+import hashlib
+import http.server
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gpt2_lit.errors import FileError, InvalidValue, MissingFile, NotPermitted
+from gpt2_lit.text import web
+from gpt2_lit.text.files import SourceFile, open_file
+from gpt2_lit.text.readers import TextOptions, read_pieces
+from gpt2_lit.text.sources import Source
+
+RAW = b"0123456789 " * 20_000
+PACKED = gzip.compress(RAW)
+
+
+@pytest.fixture(autouse=True)
+def no_delays(monkeypatch):
+    monkeypatch.setattr(web, "_DELAYS", (0.01, 0.01, 0.01))
+
+
+@contextmanager
+def serve(answer: Callable[[http.server.BaseHTTPRequestHandler, int], None]) -> Iterator[tuple[str, list[str]]]:
+    """A server whose ``answer`` gets the request and its number; its address, and the ranges that were asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Range", ""))
+            answer(self, len(asked))
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda request, client_address: None  # a client may hang up
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def send(
+    request: http.server.BaseHTTPRequestHandler,
+    raw: bytes = RAW,
+    ranges: bool = True,
+    cut: int | None = None,
+    **headers: str,
+) -> None:
+    """Send a file, or the part of it that is asked for; ``cut`` bytes of the answer and no more."""
+    part = request.headers.get("Range") if ranges else None
+    if part:
+        first, last = (int(end) for end in part.removeprefix("bytes=").split("-"))
+        request.send_response(206)
+        request.send_header("Content-Range", f"bytes {first}-{last}/{len(raw)}")
+        raw = raw[first : last + 1]
+    else:
+        request.send_response(200)
+    for name, value in {"Content-Length": str(len(raw)), "ETag": '"one"', **headers}.items():
+        if value:
+            request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    request.wfile.write(raw[:cut])
+
+
+def find(url: str) -> SourceFile:
+    [file] = Source.of(url).find_files()
+    return file
+
+
+def content(file: SourceFile) -> bytes:
+    with open_file(file) as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_answer_that_is_cut_is_asked_for_again_from_there(ranges):
+    with serve(lambda request, number: send(request, ranges=ranges, cut=50_000 * number)) as (url, asked):
+        assert content(find(f"{url}/a.txt")) == RAW
+        assert 2 < len(asked) < 6
+
+
+@pytest.mark.parametrize("status", [503, 429, 500])
+def test_a_server_that_refuses_for_a_while_is_asked_again(status):
+    def answer(request, number):
+        if number % 2:
+            request.send_error(status)
+        else:
+            send(request)
+
+    with serve(answer) as (url, _):
+        assert content(find(f"{url}/a.txt")) == RAW
+
+
+def test_a_part_of_a_file_is_never_taken_for_the_whole():
+    # Every answer is cut after its first bytes, and comes from the start again: so it never gets on.
+    with (
+        serve(lambda request, number: send(request, ranges=False, cut=1000)) as (url, _),
+        pytest.raises(FileError, match=r"a.txt cannot be read: ConnectionError: the connection ended after 1,000"),
+    ):
+        list(read_pieces(find(f"{url}/a.txt"), TextOptions()))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, MissingFile), (403, NotPermitted), (401, NotPermitted)])
+def test_what_stays_refused_is_asked_for_once(status, kind):
+    with serve(lambda request, number: request.send_error(status)) as (url, asked):
+        with pytest.raises(kind, match=f"a.txt cannot be read: HTTP status {status} "):
+            find(f"{url}/a.txt")
+        assert len(asked) == 1
+
+
+def test_a_file_that_changes_between_two_requests_is_an_error():
+    with serve(lambda request, number: send(request, ETag=f'"{number}"')) as (url, _):
+        file = find(f"{url}/a.txt")
+        with pytest.raises(FileError, match=r"a.txt changed while it was read"):
+            list(read_pieces(file, TextOptions()))
+
+
+@pytest.mark.parametrize(("name", "sent"), [("a.txt", RAW), ("b.txt.gz", PACKED)])
+def test_what_is_sent_packed_is_unpacked_once(name, sent):
+    with serve(lambda request, number: send(request, PACKED, Content_Encoding="gzip")) as (url, _):
+        file = find(f"{url}/{name}")
+        assert content(file) == sent
+        assert "".join(piece.text for piece in read_pieces(file, TextOptions())) == RAW.decode()
+
+
+def test_a_packed_answer_that_is_cut_for_good_is_an_error():
+    with (
+        serve(lambda request, number: send(request, PACKED[:-20], Content_Encoding="gzip")) as (url, _),
+        pytest.raises(FileError, match=r"a.txt cannot be read"),
+    ):
+        list(read_pieces(find(f"{url}/a.txt"), TextOptions()))
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content_Encoding": "br"}, "comes with Content-Encoding: br, which is not unpacked. Download it"),
+        ({"Content_Type": "text/html; charset=utf-8"}, r"is a web page \(Content-Type: text/html\).* Give the address"),
+    ],
+)
+def test_what_is_not_the_text_is_refused(headers, message):
+    with serve(lambda request, number: send(request, **headers)) as (url, _):
+        for name in ("a.txt", "lines.jsonl", ""):
+            with pytest.raises(InvalidValue, match=message):
+                find(f"{url}/{name}")
+
+
+def test_an_empty_file_has_no_part_to_ask_for():
+    def answer(request, number):
+        if request.headers.get("Range"):
+            request.send_error(416)
+        else:
+            send(request, b"")
+
+    with serve(answer) as (url, _):
+        assert content(find(f"{url}/a.txt")) == b""
+
+
+def test_a_file_that_nothing_tells_from_another_is_told_by_its_content(monkeypatch, caplog):
+    raw = RAW
+    with serve(lambda request, number: send(request, raw, ETag="")) as (url, _):
+        one, again = find(f"{url}/a.txt"), find(f"{url}/a.txt")
+        assert one == again
+        assert one.stamp == hashlib.blake2b(RAW, digest_size=8).hexdigest()
+        raw = RAW.replace(b"0", b"1")
+        assert find(f"{url}/a.txt") != one
+        monkeypatch.setattr(web, "_HASHED", 1000)
+        with caplog.at_level(logging.WARNING):
+            assert find(f"{url}/a.txt").stamp != find(f"{url}/a.txt").stamp
+        assert "a.txt has neither an ETag nor a Last-Modified" in caplog.text
+
+
+def test_a_password_is_sent_and_never_shown():
+    seen = []
+
+    def answer(request, number):
+        seen.append(request.headers.get("Authorization"))
+        request.send_error(404)
+
+    with serve(answer) as (url, _):
+        secret = url.replace("//", "//wina:pass@") + "/a.txt?token=abc&page=2"
+        with pytest.raises(MissingFile) as caught:
+            find(secret)
+        assert str(caught.value).startswith(f"{url}/a.txt?token=...&page=2 cannot be read")
+        assert seen == ["Basic d2luYTpwYXNz"]
+        assert str(Source.of(secret)) == f"{url}/a.txt?token=...&page=2"
