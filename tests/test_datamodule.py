@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_voca
 from gpt2_lit.data.order import permute
 from gpt2_lit.store import token_cache
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.files import SHIPPED_TEXT
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
@@ -164,7 +168,7 @@ def test_counts_are_known_for_each_split_that_is_set_up(words):
 def test_settings_are_kept_under_their_names(words):
     data = GPTDataModule(words, context_size=7, batch_size=3, seed=5)
     kept = {name: getattr(data, name) for name in ("source", "context_size", "stride", "batch_size", "seed")}
-    assert kept == {"source": words, "context_size": 7, "stride": 7, "batch_size": 3, "seed": 5}
+    assert kept == {"source": Source.of(words), "context_size": 7, "stride": 7, "batch_size": 3, "seed": 5}
 
 
 def test_a_batch_is_a_pair_of_ids_and_the_ids_one_token_on(words):
@@ -249,6 +253,127 @@ def test_a_val_fraction_of_0_gives_no_validation_and_nothing_to_test_on(words):
             loader()
 
 
+def test_a_trainer_of_data_without_validation_validates_other_data_later(words):
+    without, data = GPTDataModule(words, "words", 4, batch_size=4, val_fraction=0.0), made(words)
+    trainer = fit(without, max_steps=1, max_epochs=2)
+    assert trainer.limit_val_batches == 1.0
+    assert "val/loss" not in trainer.callback_metrics
+    trainer.fit_loop.epoch_loop.max_steps = 100
+    trainer.fit(EmbeddingStub(data.vocab_size, 8, 4), data)
+    assert "val/loss" in trainer.callback_metrics
+    assert "val/loss" in trainer.validate(EmbeddingStub(data.vocab_size, 8, 4), data, verbose=False)[0]
+
+
+def test_a_training_without_validation_that_fails_leaves_the_trainer_its_validation(words):
+    class Failing(EmbeddingStub):
+        def training_step(self, batch, batch_idx):
+            assert self.trainer.limit_val_batches == 0
+            raise RuntimeError("stop")
+
+    data = GPTDataModule(words, "words", 4, batch_size=4, val_fraction=0.0)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=3, max_steps=1)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(Failing(data.vocab_size, 8, 4), data)
+    assert trainer.limit_val_batches == 3
+
+
+@pytest.mark.parametrize("name", ["val_source", "test_source"])
+@pytest.mark.parametrize(
+    ("source", "other"),
+    [
+        ("corpus", "corpus/1.txt"),
+        ("corpus", "./corpus/../corpus/1.txt"),
+        ("corpus/*.txt", "linked"),
+        ("corpus", "copied.txt"),
+        ("corpus/0.txt", "corpus"),
+        ("1.bin", "./1.bin"),
+        ("[01].bin", "copy.bin"),
+        ("store", "./store"),
+        ("store", "moved"),
+        ("corpus", "store"),
+        (None, None),
+    ],
+)
+def test_text_that_is_trained_on_is_refused_for_validation_and_test(tmp_path, monkeypatch, source, other, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for number in (0, 1):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"{number} {DIFFERENT_WORDS}")
+        np.arange(number, 200 + number, dtype="<u2").tofile(f"{number}.bin")
+    (tmp_path / "linked").symlink_to("corpus")
+    shutil.copy("corpus/1.txt", "copied.txt")
+    shutil.copy("1.bin", "copy.bin")
+    prepare("corpus", "store")
+    shutil.copytree("store", "moved")
+    with pytest.raises(ValueError, match=rf"data.{name} holds text that is trained on: .*data.val_fraction"):
+        made(source, tokenizer="gpt2", **{name: other or SHIPPED_TEXT})
+
+
+def test_other_files_of_the_same_size_are_fine_for_validation(words, tmp_path):
+    (tmp_path / "val.txt").write_text(DIFFERENT_WORDS.replace("w299", "w000"))
+    assert made(words, val_source=tmp_path / "val.txt").num_tokens == {"train": 300, "val": 300, "test": 300}
+
+
+def test_shards_that_leave_validation_no_window_are_an_error_with_the_numbers(tmp_path):
+    for number in range(6):
+        np.arange(20 if number else 2000, dtype="<u2").tofile(tmp_path / f"{number}.bin")
+    message = r"val_source is too short: .* = 33 tokens, and it has 100 in 5 pieces of at most 20"
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path / "0.bin", tokenizer="gpt2", context_size=32, val_source=f"{tmp_path}/[1-5].bin")
+    message = r"the train split is too short: .* = 33 tokens, and it has \d+ in \d pieces of at most 20"
+    with pytest.raises(ValueError, match=message):
+        made(f"{tmp_path}/[1-5].bin", tokenizer="gpt2", context_size=32)
+
+
+def test_a_batch_larger_than_the_training_windows_ends_a_fit_before_anything_else(words):
+    steps: list[int] = []
+
+    class Watch(EmbeddingStub):
+        def validation_step(self, batch, batch_idx):
+            steps.append(batch_idx)
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(ValueError, match="too few windows for one full batch: 1 x batch_size 100"):
+        trainer.fit(Watch(302, 8, 4), GPTDataModule(words, "words", 4, batch_size=100))
+    assert steps == []
+
+
+# In a process of its own: here jaxtyping checks the types of arguments, which a sweep's numbers do not have.
+NUMPY_SETTINGS = """
+import sys
+from pathlib import Path
+import numpy as np
+from gpt2_lit import GPTDataModule
+
+def windows(source, options):
+    data = GPTDataModule(source, "words", **options)
+    data.setup("fit")
+    return data, [inputs.tolist() for inputs, targets in data.train_dataloader()]
+
+ints = dict(context_size=4, stride=3, batch_size=4, seed=7, num_workers=0)
+plain, expected = windows(sys.argv[1], ints | dict(shuffle=False, val_fraction=0.25))
+given = {name: np.int64(value) for name, value in ints.items()} | dict(val_fraction=np.float32(0.25))
+given |= dict(cache_size=np.int32(1), shuffle=np.False_, document_ids=np.False_, drop_last=np.True_)
+folder = Path(sys.argv[1]).parent
+for source in (folder.glob("words.txt"), (str(path) for path in [folder / "words.txt"]), np.array([sys.argv[1]])):
+    data, found = windows(source, given)
+    assert found == expected and len(found) > 10
+    assert all(type(getattr(data, name)) is int for name in ints)
+    assert type(data.val_fraction) is type(data.cache_size) is float
+    assert data.shuffle is False
+assert GPTDataModule(shuffle=np.True_).shuffle == "global"
+for value in (2.5, "many", None):
+    try:
+        GPTDataModule(seed=value)
+    except TypeError as error:
+        assert "seed must be a whole number" in str(error)
+"""
+
+
+def test_settings_may_be_numbers_of_numpy_and_sources_generators(words):
+    subprocess.run([sys.executable, "-c", NUMPY_SETTINGS, str(words)], check=True, timeout=120)
+
+
 def test_a_test_source_is_cut_whole_with_the_vocabulary_of_the_source(words, tmp_path):
     (tmp_path / "other.txt").write_text("w005 w004 w003 dog w001 w000")
     data = made(words, context_size=2, test_source=tmp_path / "other.txt", val_fraction=0.0)
@@ -270,6 +395,7 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"stride": -3}, "stride must be at least 1, got -3"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0. Set data.batch_size"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1. Set data.num_workers"),
+        ({"seed": 2**63}, "seed must be from -9223372036854775808 to 9223372036854775807, got 9223372036854775808"),
         ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, got -0.1. Set data.val_fraction"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
         ({"cache_size": -1.0}, "cache_size must be at least 0, got -1.0. Set data.cache_size"),
@@ -283,7 +409,7 @@ def test_a_setting_out_of_its_range_is_an_error_when_the_module_is_made(options,
 
 
 def test_a_source_that_does_not_fit_is_an_error_in_setup(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+    with pytest.raises(FileNotFoundError, match="there is no file or directory"):
         GPTDataModule(tmp_path / "nothing.txt").setup("fit")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="is not UTF-8: byte 0xe9 at offset 3"):

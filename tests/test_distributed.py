@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,57 @@ print(json.dumps(losses))
     losses = json.loads(ended.stdout.splitlines()[-1])
     assert len({round(one, 3) for one, _ in losses}) == len(FEW_WINDOWS)
     assert [two for _, two in losses] == pytest.approx([one for one, _ in losses], rel=1e-6)
+
+
+# Without a Trainer: each process writes down its windows, by a loader made before the process group and one made after.
+PLAIN_LOOP = """
+import json, os, pathlib, sys
+from torch import distributed
+from gpt2_lit import GPTDataModule
+
+folder = pathlib.Path(sys.argv[1])
+data = GPTDataModule(folder / "train.txt", "words", context_size=4, batch_size=3, val_source=folder / "val.txt")
+data.setup("fit")
+
+def windows(loader):
+    try:
+        return [window for inputs, _ in loader for window in inputs[:, 0].tolist()]
+    except ValueError as error:
+        return str(error)
+
+before = data.train_dataloader()
+distributed.init_process_group("gloo")
+after = data.train_dataloader()
+found = [windows(loader) for loader in (before, after, after, data.val_dataloader())]
+(folder / f"windows-{distributed.get_rank()}").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "two processes"])
+def test_without_a_trainer_processes_share_the_windows(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "train.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 36 + 1)))
+    (tmp_path / "val.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 9 + 1)))
+    (tmp_path / "loop.py").write_text(PLAIN_LOOP)
+    command = [str(tmp_path / "loop.py"), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPT2_LIT_CACHE": str(tmp_path / "cache")}
+    if launcher == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        subprocess.run([*torchrun, *command], env=environment, timeout=120, check=True)
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        ranks = [environment | {"RANK": str(rank)} for rank in (0, 1)]
+        processes = [subprocess.Popen([sys.executable, *command], env=rank) for rank in ranks]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+    of_ranks = [json.loads((tmp_path / f"windows-{rank}").read_text()) for rank in (0, 1)]
+    before, first, second, val = zip(*of_ranks, strict=True)
+    for epoch in (first, second, before) if launcher == "torchrun" else (first, second):
+        assert [len(share) for share in epoch] == [18, 18]
+        assert sorted(epoch[0] + epoch[1]) == list(range(0, 4 * 36, 4))
+    assert first != second
+    if launcher == "two processes":
+        assert all("this loader was made before the process group" in told for told in before)
+    assert [len(share) for share in val] == [5, 4]
+    assert sorted(val[0] + val[1]) == list(range(0, 4 * 9, 4))

@@ -28,6 +28,23 @@ def test_a_batch_size_below_1_is_an_error():
         dataloader_v1(STORY, batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("hello world", {}, r"the text is too short: .* context_size \+ 1 = 6 tokens, and it has 2"),
+        ("one two three four five six seven", {"context_size": 4, "stride": 1}, "batch_size is 4, and .* 3 windows"),
+    ],
+)
+def test_a_text_without_a_window_or_a_batch_is_an_error_with_the_numbers(text, options, message):
+    with pytest.raises(ValueError, match=message):
+        dataloader_v1(text, batch_size=4, **options)
+
+
+def test_a_batch_that_is_not_full_is_given_if_it_is_not_to_be_dropped():
+    loader = dataloader_v1("one two three four five six seven", 4, context_size=4, stride=1, drop_last=False)
+    assert [len(inputs) for inputs, _ in loader] == [3]
+
+
 def test_dataloader_v1_has_the_arguments_and_defaults_of_the_textbook():
     parameters = inspect.signature(dataloader_v1).parameters.values()
     assert [(p.name, p.default) for p in parameters] == [

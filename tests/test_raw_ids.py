@@ -81,6 +81,63 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
         open_raw([tmp_path / "train.bin"], "uint32", vocab_size=GPT2)
 
 
+@pytest.mark.parametrize(
+    ("written", "read", "vocab_size"),
+    [
+        ("<u4", "uint16", GPT2),
+        ("<i4", "uint16", GPT2),
+        ("<i8", "uint16", GPT2),
+        ("<i8", "uint32", GPT2),
+        ("<u4", "uint16", 128_256),
+        ("<u2", "uint8", 1_000),
+    ],
+)
+@pytest.mark.parametrize("num_ids", [40, 100_001])
+def test_ids_read_as_a_narrower_type_are_refused_by_the_zeros_after_each(tmp_path, written, read, vocab_size, num_ids):
+    ids = np.random.default_rng(1).integers(5, vocab_size, num_ids)
+    ids.astype(written).tofile(tmp_path / "x.bin")
+    fits = {"<u4": "uint32", "<i4": "uint32", "<i8": "uint64", "<u2": "uint16"}[written]
+    with pytest.raises(StoreError, match=f"x.bin read as {read} .* Set data.token_dtype to {fits}"):
+        open_raw([tmp_path / "x.bin"], read)
+    assert read_all(open_raw([tmp_path / "x.bin"], fits)) == ids.tolist()
+
+
+@pytest.mark.parametrize("ids", [[0] * 200, [1, 0] * 100, [7], [9, 0] * 20, [3, 50000] * 40])
+def test_ids_that_are_often_0_are_ids(tmp_path, ids):
+    np.array(ids, "<u2").tofile(tmp_path / "x.bin")
+    assert read_all(open_raw([tmp_path / "x.bin"])) == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.array([20240520, 2, 5], "<i4").tobytes(), "llm.c that is not read: 20240520 version 2"),
+        (
+            np.array([20240801, 3, 5], "<i4").tobytes(),
+            "20240801 version 3. Known are 20240520 version 1, 20240801 version 7",
+        ),
+        (np.array([20240326, 3, 1024], "<i4").tobytes(), "llm.c that is not read: 20240326 version 3"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': ", "NumPy's .npy: write the ids with array.tofile"),
+        (b"PK\x03\x04 archive/data.pkl ", "a zip archive, as torch.save writes weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146", "git lfs pull"),
+        (b"\x1f\x8b\x08\x00 abcdefgh", "gunzip"),
+    ],
+    ids=["a version", "another version", "weights", "npy", "zip", "lfs", "gzip"],
+)
+def test_what_is_no_plain_ids_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(StoreError, match=f"x.bin .*{message}"):
+        open_raw([tmp_path / "x.bin"])
+
+
+def test_llmcs_header_of_llama_3_has_version_7(tmp_path):
+    path = llmc(tmp_path / "x.bin", [1, 2, 128_000], 20240801, "<u4")
+    content = bytearray(path.read_bytes())
+    content[4] = 7
+    path.write_bytes(content)
+    assert read_all(open_raw([path])) == [1, 2, 128_000]
+
+
 def test_files_of_two_types_are_refused(tmp_path):
     paths = [llmc(tmp_path / "a.bin", [1]), llmc(tmp_path / "b.bin", [1], 20240801, "<u4")]
     with pytest.raises(StoreError, match="ids of different types"):

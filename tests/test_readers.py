@@ -1,6 +1,8 @@
+import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,20 +16,28 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from test_corpus import needs_permissions, serve
+from test_files import find_files, needs_permissions, serve
 
 from gpt2_lit.text import readers as documents
-from gpt2_lit.text.bpe import SAFE_CUT, gpt2_tokenizer
-from gpt2_lit.text.readers import Document, Piece, TextOptions, no_text_error, read_documents, read_pieces
-from gpt2_lit.text.sources import SHIPPED_TEXT, find_files
+from gpt2_lit.text.bpe import gpt2_tokenizer
+from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile
+from gpt2_lit.text.readers import (
+    Piece,
+    TextOptions,
+    can_be_cut,
+    compression_of,
+    format_of,
+    no_text_error,
+    read_pieces,
+)
 
 PLAIN = TextOptions()
 LINE_ENDS = st.sampled_from(["\r\n", "\r", "\n", "\r\r\n", "\n\r", "\x0b", "\x85", "\u2028"])
-BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff ", "\x00"])
+BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff "])
 WORDS = st.sampled_from(["a", "bc", "\xe9", "\u4e2d\u6587", "\U0001f407", "."])
-TEXTS = st.lists(LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8"), max_size=3), max_size=30).map(
-    "".join
-)
+TEXTS = st.lists(
+    LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=3), max_size=30
+).map("".join)
 PLACES = st.lists(st.floats(0, 1), max_size=4)  # where a file is cut into ranges, as shares of its size
 # Each example sets what it needs of the fixtures by itself.
 MANY = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -51,6 +61,10 @@ def read(path: str | Path, **options) -> list[str]:
     return joined(read_pieces(file, TextOptions(**options)))
 
 
+def read_all(choice) -> list[str]:
+    return joined(piece for file in find_files(choice) for piece in read_pieces(file, PLAIN))
+
+
 def read_in_ranges(path: str | Path, shares: Iterable[float], **options) -> list[str]:
     [file] = find_files(path)
     borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
@@ -66,20 +80,54 @@ def first_error(path: str | Path, **options) -> str:
     return str(caught.value)
 
 
+# What a file is.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "compression", "in_ranges"),
+    [
+        ("a.txt", "text", "", True),
+        ("a.b/c", "text", "", True),
+        (".gz", "text", "", True),
+        ("a.gz", "text", "gz", False),
+        ("A.MD.ZST", "text", "zst", False),
+        ("a.jsonl", "jsonl", "", True),
+        ("c4-train.00000-of-01024.json.gz", "jsonl", "gz", False),
+        ("a.csv", "csv", "", False),
+        ("a.csv.gz", "csv", "gz", False),
+        ("a.parquet", "parquet", "", True),
+        ("a.arrow", "arrow", "", False),
+        ("https://x.org/a.jsonl?download=1.txt", "jsonl", "", True),
+        ("s3://bucket/a?.jsonl", "jsonl", "", True),
+    ],
+)
+def test_the_extension_tells_what_a_file_is(name, kind, compression, in_ranges):
+    file = SourceFile(name, 1, "")
+    packed = compression_of(name)
+    assert (format_of(name).kind, packed.name if packed else "") == (kind, compression)
+    assert can_be_cut(file) == in_ranges
+    assert not can_be_cut(file._replace(serves_ranges=False))
+
+
+def test_a_text_is_read_in_ranges_only_for_a_tokenizer_that_may_be_cut_within_documents():
+    file = SourceFile("a.txt", 1, "")
+    assert can_be_cut(file, " ")
+    assert not can_be_cut(file, "")
+    assert can_be_cut(file._replace(path="a.jsonl"), "")
+    assert not can_be_cut(file._replace(path="a.arrow"), "")
+
+
 # Text.
 
 
-def test_no_source_is_the_tale_that_ships_with_the_package():
-    assert list(read_documents(None)) == [Document(str(SHIPPED_TEXT), SHIPPED_TEXT.read_text(encoding="utf-8"))]
+def test_the_tale_that_ships_with_the_package_is_one_document():
+    assert read(SHIPPED_TEXT) == [SHIPPED_TEXT.read_text(encoding="utf-8")]
 
 
 def test_documents_come_in_the_order_of_their_paths(tmp_path):
     for name in ("b.txt", "a.md"):
         (tmp_path / name).write_text(f"text of {name}")
-    assert list(read_documents([tmp_path / "b.txt", tmp_path / "a.md"])) == [
-        Document(str(tmp_path / "a.md"), "text of a.md"),
-        Document(str(tmp_path / "b.txt"), "text of b.txt"),
-    ]
+    assert read_all([tmp_path / "b.txt", tmp_path / "a.md"]) == ["text of a.md", "text of b.txt"]
 
 
 def test_a_file_of_another_ending_is_plain_text(tmp_path):
@@ -99,22 +147,21 @@ def test_a_text_is_what_pythons_text_mode_reads_in_whatever_ranges(monkeypatch, 
     assert read_in_ranges(path, shares) == expected
 
 
-@given(TEXTS, st.integers(1, 10), PLACES)
+@given(text=TEXTS, size=st.integers(1, 10), shares=PLACES)
 @MANY
-def test_a_text_is_cut_only_in_front_of_a_space_or_line_end_behind_a_character(
-    monkeypatch, tmp_path, text, size, shares
-):
+@pytest.mark.parametrize("cut_before", [" \r\n", " ", "\n", ""])
+def test_a_text_is_cut_only_where_the_tokenizer_allows_it(monkeypatch, tmp_path, text, size, shares, cut_before):
     monkeypatch.setattr(documents, "_PIECE", size)
     path = tmp_path / "any.txt"
     path.write_text(text, encoding="utf-8", newline="")
     [file] = find_files(path)
     borders = [0, *sorted(round(share * file.size) for share in shares), file.size]
-    position, ids = 0, []
+    position, ids, allowed = 0, [], cut_before or " \r\n"
     whole = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     for start, stop in pairwise(borders):
-        for piece in read_pieces(file, PLAIN, start, stop):
+        for piece in read_pieces(file, PLAIN, start, stop, cut_before):
             assert whole[position : position + len(piece.text)] == piece.text
-            assert position == 0 or SAFE_CUT.match(whole, position)
+            assert position == 0 or re.compile(rf"(?<=\S)[{allowed}]").match(whole, position)
             position += len(piece.text)
             ids += gpt2_tokenizer().encode_ordinary(piece.text)
     assert ids == gpt2_tokenizer().encode_ordinary(whole)
@@ -132,11 +179,13 @@ def test_two_ranges_give_a_text_of_many_line_ends_whichever_byte_is_between_them
         assert joined([*read_pieces(file, PLAIN, 0, border), *read_pieces(file, PLAIN, border)]) == expected
 
 
+@pytest.mark.parametrize("cut_before", [" \r\n", " "])
 @pytest.mark.parametrize("gap", [" ", "\n", "\r", "\r\n", "\n ", "\t"])
-def test_bytes_are_cut_behind_exactly_those_characters_behind_which_text_is_cut(gap):
+def test_bytes_are_cut_after_exactly_those_characters_after_which_text_is_cut(gap, cut_before):
     characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
     text = "".join(f"{character}{gap}" for character in characters)
-    assert SAFE_CUT.sub("|", text).encode() == documents._FIRST_CUT.sub(b"|", text.encode())
+    cut = re.sub(rf"(?<=\S)[{cut_before}]", "|", text)
+    assert cut.encode() == re.sub(documents._gap(cut_before), b"|", text.encode())
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
@@ -190,13 +239,10 @@ def test_empty_documents_are_left_out_and_a_source_without_any_text_is_an_error(
     (tmp_path / "a.txt").write_bytes(raw)
     (tmp_path / "b.txt").write_text("b")
     assert read(tmp_path / "a.txt") == []
-    assert list(read_documents(tmp_path)) == [Document(str(tmp_path / "b.txt"), "b")]
-    with pytest.raises(ValueError, match=r"a.txt is empty"):
-        list(read_documents(tmp_path / "a.txt"))
-    (tmp_path / "b.txt").write_text("")
-    with pytest.raises(ValueError, match=r"the 2 files of data.source, .*a.txt to .*b.txt, are all empty"):
-        list(read_documents(tmp_path))
-    assert "all empty" in str(no_text_error(find_files(tmp_path)))
+    assert read_all(tmp_path) == ["b"]
+    assert "a.txt is empty" in str(no_text_error(find_files(tmp_path / "a.txt")))
+    message = str(no_text_error(find_files(tmp_path)))
+    assert re.search(r"the 2 files of data.source, .*a.txt to .*b.txt, are all empty", message)
 
 
 @given(TEXTS, st.booleans(), st.sampled_from([b"\xff", b"\xe9 ", b"\xc3", b"\xed\xa0\x80"]), st.integers(1, 9), PLACES)
@@ -224,7 +270,9 @@ def test_text_without_a_place_to_cut_is_one_piece_up_to_a_limit_that_is_said(tmp
     [file] = find_files(path)
     assert max(len(piece.text) for piece in read_pieces(file, PLAIN)) >= 1_000_000
     monkeypatch.setattr(documents, "_LONGEST", 1 << 19)
-    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space or line end behind" in first_error(path)
+    assert "a.txt: what begins at byte 5 is longer than 0 MiB and has no space or line end after" in first_error(path)
+    with pytest.raises(ValueError, match="has no space after a character to cut at"):
+        list(read_pieces(file, PLAIN, cut_before=" "))
     path.with_suffix(".jsonl").write_text(json.dumps({"text": "word " * 200_000}))
     assert "byte 0 is longer than 0 MiB and is one line" in first_error(path.with_suffix(".jsonl"))
 
@@ -465,6 +513,75 @@ def test_a_compressed_file_that_is_cut_short_or_damaged_is_an_error(tmp_path, en
     assert f"is not a whole {form} file" in first_error(path)
 
 
+# CSV.
+
+
+@given(
+    texts=st.lists(st.lists(LINE_ENDS | WORDS | st.sampled_from(['"', ",", " "]), max_size=6).map("".join), max_size=8),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    mark=st.booleans(),
+    size=st.integers(1, 60),
+    shares=PLACES,
+)
+@MANY
+def test_each_row_of_csv_is_a_document(monkeypatch, tmp_path, texts, line_end, mark, size, shares):
+    monkeypatch.setattr(documents, "_PIECE", size)
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8-sig" if mark else "utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=line_end, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerows([["id", "text"], *([number, text] for number, text in enumerate(texts))])
+    assert read(path) == read_in_ranges(path, shares) == [text for text in texts if text]
+    for extension, compress in (("gz", gz), ("zst", zst)):
+        Path(f"{path}.{extension}").write_bytes(compress(path.read_bytes()))
+        assert read(f"{path}.{extension}") == read(path)
+
+
+def test_a_text_of_csv_may_be_long_and_in_another_column(tmp_path):
+    text = "word, " * 100_000
+    (tmp_path / "a.csv").write_text(f'id,body\n1,"{text}"\n\n2,b')
+    assert read(tmp_path / "a.csv", text_field="body") == [text, "b"]
+    [file] = find_files(tmp_path / "a.csv")
+    assert max(len(piece.text) for piece in read_pieces(file, TextOptions("body"))) <= 1 << 18
+
+
+def test_a_csv_without_rows_has_no_documents(tmp_path):
+    for content in ("", "\ufeff", "text\n", "id,text"):
+        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+        assert read(tmp_path / "a.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,a,b", "the row has 3 fields, and the header 2. Quote texts that have commas."),
+        ("1", "the row has 1 fields, and the header 2."),
+        ('1,"a" b', "this is not CSV (',' expected after '\"'). Close each quote, and double those within."),
+        ('1,"a', "this is not CSV (unexpected end of data)"),
+    ],
+)
+def test_a_row_that_is_no_document_is_named_with_the_line_in_which_it_begins(tmp_path, row, message):
+    (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines"\n\n' + row + "\n")
+    assert f"a.csv, line 5: {message}" in first_error(tmp_path / "a.csv")
+
+
+def test_the_first_line_of_csv_must_name_the_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,Text\n1,a\n")
+    message = (
+        "a.csv, line 1: the first line, which names the columns, has no column 'text'. It has: id, Text. Did you mean"
+    )
+    assert message in first_error(path)
+    path.write_text("text,text\na,b\n")
+    assert "has several columns 'text'" in first_error(path)
+    path.write_text("word " * 1000 + "\n")
+    assert len(first_error(path)) < 500
+
+
+def test_a_csv_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text\na\n\xe9\n")
+    assert "a.csv is not UTF-8: byte 0xe9 at offset 7 (line 3; " in first_error(tmp_path / "a.csv")
+
+
 # Parquet and Arrow.
 
 
@@ -618,13 +735,13 @@ def test_a_file_in_any_other_store_is_read_in_ranges():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
 def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path, name):
     program = """
 import re, sys
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.files import local_file
 from gpt2_lit.text.readers import TextOptions, read_pieces
-[file] = find_files(sys.argv[1])
+file = local_file(sys.argv[1])
 length = sum(len(piece.text) for piece in read_pieces(file, TextOptions()))
 print(length, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
@@ -650,8 +767,10 @@ def write_documents(path: Path, text: str, count: int) -> None:
         else:  # all rows in one group
             parquet.write_table(table, path, row_group_size=count, compression="none", use_dictionary=False)
         return
-    raw = (json.dumps({"text": text}) + "\n" if ".jsonl" in path.name else text).encode() * 1000
+    line = json.dumps({"text": text}) + "\n" if ".jsonl" in path.name else text + "\n" * (path.suffix == ".csv")
+    raw = line.encode() * 1000
     with path.open("wb") as packed:
+        packed.write(b"text\n" * (path.suffix == ".csv"))
         file = packed
         if path.suffix == ".gz":
             file = gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1)
@@ -660,3 +779,81 @@ def write_documents(path: Path, text: str, count: int) -> None:
         for _ in range(count // 1000):
             file.write(raw)
         file.close()
+
+
+SEPARATED = st.lists(st.sampled_from(["<|s|>", "##", "#", "\n\n", "\n", "word", " ", "\u4e2d"]), max_size=25).map(
+    "".join
+)
+
+
+@given(SEPARATED.map("".join), st.sampled_from(["<|s|>", "##", "\n\n", "#"]), st.integers(1, 9), PLACES)
+@MANY
+def test_a_separator_makes_documents_of_a_text_in_whatever_ranges(monkeypatch, tmp_path, text, separator, size, shares):
+    monkeypatch.setattr(documents, "_PIECE", size)
+    path, lines = tmp_path / "any.txt", tmp_path / "any.jsonl"
+    path.write_text(text, encoding="utf-8", newline="")
+    lines.write_text(json.dumps({"text": text}) + "\n")
+    expected = [part.strip("\n") for part in text.split(separator) if part.strip()]
+    assert read(path, document_separator=separator) == expected
+    assert read_in_ranges(path, shares, document_separator=separator) == expected
+    assert read(lines, document_separator=separator) == expected
+
+
+def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_LONGEST", 1 << 18)
+    (tmp_path / "long.txt").write_text("word " * 100_000)
+    with pytest.raises(ValueError, match=r"long.txt: what begins at byte 0 .* has no '<\|s\|>'.*document_separator"):
+        read(tmp_path / "long.txt", document_separator="<|s|>")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text of two bytes".encode("utf-16-le"), "NUL, as in UTF-16.*iconv -f UTF-16LE"),
+        ("text of two bytes".encode("utf-16-be"), "NUL, as in UTF-16.*iconv -f UTF-16BE"),
+        (b"a text, then \0 binary", "is not a text: it has a NUL byte at offset 13"),
+        (b"%PDF-1.7 text", "is a PDF. .*pdftotext"),
+        (b"PK\x03\x04 text", "is a zip archive"),
+        (gzip.compress(b"text"), r"is gzip. Let its name end in .gz"),
+        (b"\x28\xb5\x2f\xfd text", "is zstd"),
+        (b"BZh91AY&SY text", "is bzip2"),
+        (b"\xfd7zXZ\0 text", "is xz"),
+        (b"PAR1 text", "is Parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"{\\rtf1 text}", "is RTF"),
+        (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
+        (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["book.txt", "book.jsonl", "book.csv", "book", "book.txt.gz"])
+def test_what_is_no_text_is_refused_by_its_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=f"(?s){name} .*{message}") as error:
+        read(tmp_path / name)
+    assert "WINDOWS" not in str(error.value)
+
+
+def test_a_text_about_these_is_one(tmp_path):
+    for text in (
+        "BZh is how bzip2 begins",
+        "a %PDF- in the middle",
+        "<p>html</p>",
+        "PK",
+        "version https://example.org",
+    ):
+        (tmp_path / "text.txt").write_text(text)
+        assert read(tmp_path / "text.txt") == [text]
+    (tmp_path / "page.html").write_text("<html>")
+    assert read(tmp_path / "page.html") == ["<html>"]
+
+
+@pytest.mark.parametrize("padding", [1, 512, 5000])
+def test_zeros_after_a_gzip_member_are_skipped_and_nothing_else_is(tmp_path, padding):
+    path, member = tmp_path / "a.txt.gz", gzip.compress(b"text ")
+    for content, expected in ((member, ["text "]), (member + bytes(padding) + member, ["text text "])):
+        path.write_bytes(content + bytes(padding))
+        assert read(path) == expected
+    for content in (member + bytes(padding) + b"x", bytes(padding) + member, bytes(padding)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a whole gzip file"):
+            read(path)

@@ -419,6 +419,7 @@ def test_the_best_checkpoint_is_found_by_a_trainer_in_python(tmp_path: Path, tex
         accelerator="cpu",
         logger=RunLogger(str(tmp_path)),
         callbacks=[checkpoint],
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

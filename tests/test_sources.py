@@ -1,18 +1,18 @@
-import gzip
-import http.server
 import json
 import os
+import pickle
 import re
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 import pytest
+from test_files import find_files, needs_permissions
 
-from gpt2_lit.text.sources import SHIPPED_TEXT, SourceFile, find_files, open_file
+from gpt2_lit.errors import InvalidType, MissingPackage
+from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile, open_file
+from gpt2_lit.text.sources import Source
 
 
 def paths(files: Iterable[SourceFile]) -> list[Path]:
@@ -30,11 +30,56 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+# A source as a value.
+
+
+def test_a_source_is_the_same_however_it_is_given():
+    source = Source.of("a.txt")
+    assert (
+        source == Source.of(Path("a.txt")) == Source.of(["a.txt"]) == Source.of((Path("a.txt"),)) == Source(("a.txt",))
+    )
+    assert Source.of(source) is source
+    assert {source, Source.of(["a.txt"])} == {pickle.loads(pickle.dumps(source))}
+    assert Source.of(None) == Source.of(SHIPPED_TEXT) != source
+
+
+def test_a_source_is_told_in_a_few_words():
+    assert str(Source.of(None)) == "the tale that ships with gpt2_lit (tale.txt)"
+    assert str(Source.of("a.txt")) == "a.txt"
+    assert str(Source.of(["a.txt", "b.txt", Path("c.txt")])) == "a.txt to c.txt"
+
+
+def test_the_home_directory_is_written_out_except_in_urls(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/wina")
+    monkeypatch.setenv("USERPROFILE", "/home/wina")
+    assert Source.of(["~/a.txt", "https://x.org/~wina/a.txt", "a~"]).names == (
+        os.path.join("/home/wina", "a.txt"),
+        "https://x.org/~wina/a.txt",
+        "a~",
+    )
+
+
+@pytest.mark.parametrize("choice", [5, [5], ["a.txt", None], [["a.txt"]]])
+def test_what_is_no_path_is_refused(choice):
+    with pytest.raises(
+        InvalidType, match=re.escape(f"data.source must be a path, a URL or a list of these, got {choice}")
+    ):
+        Source.of(choice)
+
+
 # What a source stands for.
 
 
 def test_a_folder_stands_for_its_files_also_below_in_sorted_order_without_the_hidden_ones(folder):
-    for name in ("l.jsonl", "m.ndjson.zst", "n.parquet", "o.arrow", "left/out.json", "left/out.parquet.gz"):
+    for name in (
+        "l.jsonl",
+        "m.ndjson.zst",
+        "n.parquet",
+        "o.arrow",
+        "left/out.json",
+        "left/out.csv",
+        "left/out.parquet.gz",
+    ):
         path = folder / "z" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
@@ -58,7 +103,9 @@ def test_a_file_is_taken_whatever_its_name_ends_in(folder):
 
 def test_a_file_is_found_with_its_size_and_its_time_of_change(folder):
     os.utime(folder / "b.txt", ns=(1, 1234567891011))
-    assert find_files(folder / "b.txt") == [SourceFile(str(folder / "b.txt"), len("text of b.txt"), "1234567891011")]
+    [file] = find_files(folder / "b.txt")
+    assert file[:2] == (str(folder / "b.txt"), len("text of b.txt"))
+    assert file.stamp.startswith("1234567891011 ")
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -112,33 +159,11 @@ def test_no_source_is_the_tale_that_ships_with_the_package():
     assert paths(find_files(None)) == [SHIPPED_TEXT]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "compression", "can_be_cut"),
-    [
-        ("a.txt", "text", "", True),
-        ("a.b/c", "text", "", True),
-        (".gz", "text", "", True),
-        ("a.gz", "text", "gz", False),
-        ("A.MD.ZST", "text", "zst", False),
-        ("a.jsonl", "jsonl", "", True),
-        ("c4-train.00000-of-01024.json.gz", "jsonl", "gz", False),
-        ("a.parquet", "parquet", "", True),
-        ("a.arrow", "arrow", "", False),
-        ("https://x.org/a.jsonl?download=1.txt", "jsonl", "", True),
-        ("s3://bucket/a?.jsonl", "jsonl", "", True),
-    ],
-)
-def test_the_ending_tells_what_a_file_is(name, kind, compression, can_be_cut):
-    file = SourceFile(name, 1, "")
-    assert (file.kind, file.compression, file.can_be_cut) == (kind, compression, can_be_cut)
-    assert not file._replace(serves_ranges=False).can_be_cut
-
-
 def test_a_missing_path_is_named_with_the_folder_looked_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("tail.txt", "a.txt/b.txt"):
         (tmp_path / "a.txt").write_text("a")
-        with pytest.raises(FileNotFoundError, match=rf"data.source: there is no file or folder {name}") as caught:
+        with pytest.raises(FileNotFoundError, match=rf"data.source: there is no file or directory {name}") as caught:
             find_files(name)
         assert f"(looked in {tmp_path})" in str(caught.value)
 
@@ -173,9 +198,6 @@ def test_a_pipe_is_refused_as_it_can_be_read_only_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"pipe is a pipe or a device"):
         find_files(tmp_path / "pipe")
-
-
-needs_permissions = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read all")
 
 
 @needs_permissions
@@ -214,7 +236,7 @@ def test_parquet_within_gzip_is_refused(tmp_path):
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(tmp_path, monkeypatch, name, module, extra):
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"{name} takes {module}, .* pip install 'gpt2-lit\[{extra}\]'"):
+    with pytest.raises(MissingPackage, match=rf"{name} takes {module}, .* pip install 'gpt2-lit\[{extra}\]'"):
         find_files(tmp_path)
 
 
@@ -273,102 +295,7 @@ def test_a_state_of_something_else_is_no_dataset(tmp_path):
         assert paths(find_files(tmp_path)) == [tmp_path / "a.arrow"]
 
 
-# URLs.
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves ``contents`` by name: as parts if ``ranges``, with the length if ``length``, packed if ``packs``."""
-
-    contents: dict[str, bytes]
-    ranges = length = True
-    packs = False
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].lstrip("/")
-        if name not in self.contents:
-            self.send_error(403 if name == "secret.txt" else 404)
-            return
-        raw, part = self.contents[name], self.headers.get("Range")
-        if part and self.ranges:
-            first, last = part.removeprefix("bytes=").split("-")
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(raw)}")
-            raw = raw[int(first) : int(last) + 1]
-        else:
-            self.send_response(200)
-        if name.endswith(".gz") and self.packs:  # as Apache does it with AddEncoding, asked or not
-            self.send_header("Content-Encoding", "gzip")
-        elif self.packs and "gzip" in self.headers.get("Accept-Encoding", ""):
-            raw = gzip.compress(raw)
-            self.send_header("Content-Encoding", "gzip")
-        self.send_header("ETag", '"version 1"')
-        if self.length:
-            self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(raw)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serve(contents: dict[str, bytes], **settings: bool) -> Iterator[str]:
-    handler = type("Handler", (Server,), {"contents": contents, **settings})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.handle_error = lambda *args: None  # a client may hang up
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-RAW = SHIPPED_TEXT.read_bytes() * 50
-
-
-def test_a_url_is_found_and_opened_with_all_that_the_server_says_of_it():
-    with serve({"a.txt": RAW}) as url:
-        [file] = find_files(f"{url}/a.txt?download=true")
-        assert file == SourceFile(f"{url}/a.txt?download=true", len(RAW), '"version 1"')
-        assert file.can_be_cut
-        with open_file(file) as stream:
-            assert stream.seek(1000) == 1000
-            assert stream.read() == RAW[1000:]
-
-
-@pytest.mark.parametrize("length", [True, False])
-def test_a_server_that_sends_no_parts_is_noticed(length):
-    with serve({"a.txt": RAW}, ranges=False, length=length) as url:
-        [file] = find_files(f"{url}/a.txt")
-        assert file == SourceFile(f"{url}/a.txt", len(RAW) if length else 0, '"version 1"', serves_ranges=False)
-        assert not file.can_be_cut
-        with open_file(file) as stream:
-            assert stream.read() == RAW
-
-
-def test_a_server_that_packs_what_it_sends_is_asked_not_to():
-    contents = {"a.txt": RAW, "b.txt.gz": gzip.compress(RAW)}
-    with serve(contents, packs=True) as url:
-        for name, raw in contents.items():
-            [file] = find_files(f"{url}/{name}")
-            with open_file(file) as stream:
-                assert stream.read() == raw
-
-
-def test_a_url_that_cannot_be_looked_at_is_named_with_the_reason():
-    with serve({}) as url:
-        for name, reason in {"b.txt": "HTTP status 404 Not Found", "secret.txt": "HTTP status 403 Forbidden"}.items():
-            with pytest.raises(OSError, match=re.escape(f"{url}/{name} cannot be read: {reason}")):
-                find_files(f"{url}/{name}")
-    with pytest.raises(OSError, match=re.escape(f"{url}/a.txt cannot be read: ClientConnectorError: Cannot connect")):
-        find_files(f"{url}/a.txt")
-    with pytest.raises(ValueError, match=r"data.source: no://a.txt cannot be read: Protocol not known: no"):
-        find_files("no://a.txt")
+# Elsewhere.
 
 
 @pytest.fixture

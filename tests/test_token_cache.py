@@ -15,10 +15,10 @@ from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
 from gpt2_lit.store.storage import LocalStorage
-from gpt2_lit.store.token_cache import TokenCache, default_directory, source_name
+from gpt2_lit.store.token_cache import TokenCache, default_directory
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.sources import SHIPPED_TEXT, Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 TALE = SHIPPED_TEXT.read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_a_text_is_encoded_once(cache, tmp_path):
 def test_the_tale_is_the_source_if_there_is_none(cache):
     cache.prepare(None)
     assert read_all(cache.open(None)) == gpt2_tokenizer().encode(TALE)
-    assert source_name(None) == "the tale that ships with gpt2_lit (tale.txt)"
+    assert str(Source.of(None)) == "the tale that ships with gpt2_lit (tale.txt)"
 
 
 def test_a_source_has_one_place_however_it_is_named(cache, tmp_path, monkeypatch):
@@ -123,6 +123,47 @@ def test_files_of_ids_are_opened_in_sorted_order_each_once(tmp_path):
         cache._replace(token_dtype="uint64").open(tmp_path / "a.bin")
 
 
+def test_a_file_of_ids_is_read_once_however_it_is_named(cache, tmp_path):
+    np.array([1, 2], "<u2").tofile(tmp_path / "a.bin")
+    (tmp_path / "b.bin").symlink_to("a.bin")
+    for source in ([f"{tmp_path}/a.bin", f"{tmp_path}/./a.bin"], f"{tmp_path}/*.bin"):
+        assert read_all(cache.open(source)) == [1, 2]
+
+
+def test_a_file_whose_name_is_also_a_pattern_is_that_file(cache, tmp_path):
+    for name, number in (("train[1].BIN", 111), ("train1.BIN", 222)):
+        np.full(3, number, "<u2").tofile(tmp_path / name)
+    assert read_all(cache.open(tmp_path / "train[1].BIN")) == [111] * 3
+    assert read_all(cache.open(f"{tmp_path}/train[1-2].BIN")) == [222] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["https://host/train.bin", "https://host/train.BIN?download=true", "s3://bucket/train.bin"]
+)
+def test_files_of_ids_elsewhere_are_refused_with_the_way_out(cache, name):
+    with pytest.raises(ValueError, match=r"files of ids are read from a disk of this machine\. Download .*train"):
+        cache.open(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        (["store", "b.txt"], "store is a token store, b.txt is text"),
+        (["store", "store"], "store is a token store"),
+        (["b.txt", "x.bin"], "b.txt is text, x.bin is a file of ids"),
+        (["store", "x.bin"], "store is a token store, x.bin is a file of ids"),
+    ],
+)
+def test_tokens_beside_other_sources_are_refused_by_name(cache, tmp_path, monkeypatch, source, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.txt").write_text("a b")
+    np.array([1, 2], "<u2").tofile("x.bin")
+    prepare("b.txt", "store")
+    for use in (cache.prepare, cache.open):
+        with pytest.raises(ValueError, match=rf"data.source is several things at once: {named}\. Give only"):
+            use(source)
+
+
 def test_a_file_of_ids_that_does_not_exist_is_named(cache, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.source: there is no file .*nowhere.bin \(looked in"):
         cache.open(tmp_path / "nowhere.bin")
@@ -146,8 +187,8 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
 
 
 def test_a_source_is_named_in_a_few_words():
-    assert source_name("a.txt") == "a.txt"
-    assert source_name(["a.txt", "b.txt", Path("c.txt")]) == "a.txt to c.txt"
+    assert str(Source.of("a.txt")) == "a.txt"
+    assert str(Source.of(["a.txt", "b.txt", Path("c.txt")])) == "a.txt to c.txt"
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,12 @@ def as_lists(batches) -> list[tuple[list, list]]:
 )
 @settings(deadline=None, max_examples=150)
 def test_windows_are_those_of_the_textbook(text, context_size, stride, batch_size):
-    dataset = GPTDatasetV1(text, LetterTokenizer(), context_size, stride)
     textbook = TextbookDataset(text, LetterTokenizer(), context_size, stride)
+    if not len(textbook):
+        with pytest.raises(ValueError, match="the text is too short"):
+            GPTDatasetV1(text, LetterTokenizer(), context_size, stride)
+        return
+    dataset = GPTDatasetV1(text, LetterTokenizer(), context_size, stride)
     assert len(dataset) == len(textbook)
     assert as_lists(dataset) == as_lists(textbook)
     assert as_lists(DataLoader(dataset, batch_size)) == as_lists(DataLoader(textbook, batch_size))
@@ -93,8 +97,16 @@ def test_no_window_crosses_from_one_range_into_another(gaps_and_lengths, context
     ("num_tokens", "num_windows"), [(0, 0), (1, 0), (4, 0), (5, 1), (6, 1), (7, 2), (8, 2)], ids=lambda n: f"{n}"
 )
 def test_a_window_of_4_needs_5_tokens(num_tokens, num_windows):
-    dataset = GPTDatasetV1("x" * num_tokens, LetterTokenizer(), context_size=4, stride=2)
+    dataset = TokenWindows(np.zeros(num_tokens, np.int64), context_size=4, stride=2)
     assert len(dataset) == len(list(dataset)) == num_windows
+    if num_windows:
+        assert len(GPTDatasetV1("x" * num_tokens, LetterTokenizer(), context_size=4, stride=2)) == num_windows
+    else:
+        with pytest.raises(
+            ValueError,
+            match=rf"the text is too short: .* context_size \+ 1 = 5 tokens, and it has {num_tokens}\. Lower",
+        ):
+            GPTDatasetV1("x" * num_tokens, LetterTokenizer(), context_size=4, stride=2)
 
 
 @pytest.mark.parametrize(("index", "shape"), [(1, (3,)), ([1], (1, 3)), ([1, 0], (2, 3)), ([], (0, 3))])

@@ -16,7 +16,7 @@ from gpt2_lit.store.manifest import Shard
 from gpt2_lit.store.plan import Recipe, ShardPlan, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.workers import encode_in_processes, encode_in_threads, encode_shard, share_out
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 
@@ -24,7 +24,7 @@ from gpt2_lit.text.tokenizer import make_tokenizer
 def plans(tmp_path: Path) -> list[ShardPlan]:
     """A file in eight ranges."""
     (tmp_path / "text.txt").write_text("".join(f"word number {number}\n" for number in range(4000)))
-    return plan_shards(find_files(tmp_path / "text.txt"), Recipe(), 10_000)
+    return plan_shards(Source.of(tmp_path / "text.txt").find_files(), Recipe(), 10_000)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ import pathlib, sys, time
 from gpt2_lit.store.plan import Recipe, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.workers import encode_in_processes
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 class Letters:
@@ -89,6 +89,8 @@ class Letters:
 
     def encode(self, text):
         print("encoding")
+        if "broken" in text:
+            raise ValueError("a broken text")
         time.sleep(float(sys.argv[2]))
         return [ord(letter) for letter in text]
 
@@ -98,16 +100,16 @@ class Letters:
 print("the script runs")
 directory = pathlib.Path(sys.argv[1])
 recipe = Recipe(tokenizer=make_tokenizer(Letters()))
-plans = plan_shards(find_files(directory / "texts"), recipe, 10)
+plans = plan_shards(Source.of(directory / "texts").find_files(), recipe, 10)
 with LocalStorage(directory / "store").lock():
     encode_in_processes(plans, LocalStorage(directory / "store"), recipe, 2, lambda *progress: print("progress"))
 """
 
 
-def start_script(tmp_path: Path, seconds: float, **options) -> subprocess.Popen:
+def start_script(tmp_path: Path, seconds: float, first: str = "text 0...", **options) -> subprocess.Popen:
     (tmp_path / "texts").mkdir()
-    for number in range(6):
-        (tmp_path / "texts" / f"{number}.txt").write_text(f"text {number}...")
+    for number, text in enumerate([first, *(f"text {number}..." for number in range(1, 6))]):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
     (tmp_path / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(seconds)],
@@ -150,6 +152,15 @@ def test_ctrl_c_stops_all_processes_at_once_and_leaves_nothing_half_done(tmp_pat
     assert {file.name for file in (tmp_path / "store").iterdir()} == {".lock"}
 
 
+def test_an_error_in_one_process_stops_the_others_at_once(tmp_path):
+    began = time.monotonic()
+    process = start_script(tmp_path, 30, first="broken")
+    _, errors = process.communicate(timeout=25)
+    assert time.monotonic() - began < 20
+    assert "ValueError: a broken text" in errors
+    assert {file.name for file in (tmp_path / "store").iterdir()} == {".lock"}
+
+
 def test_a_worker_that_dies_says_what_to_do(tmp_path):
     process = start_script(tmp_path, 30)
     assert process.stderr
@@ -183,7 +194,7 @@ def test_an_error_stops_the_threads_within_a_piece_of_text(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "whole"}\n' * 10_000)
     broken = Broken()
     recipe = Recipe(tokenizer=make_tokenizer(broken))
-    plans = plan_shards(find_files([tmp_path / "broken.txt", tmp_path / "lines.jsonl"]), recipe, 10)
+    plans = plan_shards(Source.of([tmp_path / "broken.txt", tmp_path / "lines.jsonl"]).find_files(), recipe, 10)
     with pytest.raises(ValueError, match="broken"):
         encode_in_threads(plans, LocalStorage(tmp_path), recipe, 2, lambda *progress: None)
     assert broken.num_calls < 20
@@ -204,6 +215,6 @@ def test_a_text_that_must_not_be_cut_is_encoded_whole(tmp_path):
     text = "many words " * 50_000
     (tmp_path / "text.txt").write_text(text)
     recipe = Recipe(tokenizer=make_tokenizer(Lengths()))
-    [plan] = plan_shards(find_files(tmp_path / "text.txt"), recipe, 1000)
-    shard = encode_shard(plan, LocalStorage(tmp_path), recipe)
+    [plan] = plan_shards(Source.of(tmp_path / "text.txt").find_files(), recipe, 1000)
+    shard = encode_shard(plan, LocalStorage(tmp_path), recipe).shard
     assert np.fromfile(tmp_path / shard.tokens_file, "<u4").tolist() == [len(text), (1 << 20) - 1]

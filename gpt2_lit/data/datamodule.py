@@ -1,7 +1,7 @@
-"""windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
+"""a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
@@ -11,21 +11,18 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.data.loaders import batch_loader
+from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, default_directory, is_text, source_name
+from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, kind_of
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.readers import TextOptions, read_pieces
-from gpt2_lit.text.sources import find_files
+from gpt2_lit.text.readers import TextOptions
+from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
-
-# In this order: with os.PathLike, or Path before Sequence, jsonargparse makes one string of a list.
-Sources = str | Sequence[str | Path] | Path
 
 logger = getLogger(__name__)
 
@@ -34,52 +31,44 @@ class GPTDataModule(LightningDataModule):
     """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
     The text becomes tokens, the tokens are split into ranges for train and val, and each range is cut into windows. A
-    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Seed and epoch alone decide the order.
-
-    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch::
-
-        data = GPTDataModule("tale.txt", context_size=32)
-        data.setup("fit")
-        for input_ids, target_ids in data.train_dataloader(): ...
+    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Without a Trainer, each pass over a loader is
+    the next epoch.
 
     Args:
-        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl (all three
-            also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
-            tokenizer's end of text. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write
-            them. None is the tale that ships with gpt2_lit.
+        source: A file, directory, glob like books/**/*.txt, URL, or several of these: .txt, .md, .jsonl, .csv (all four
+            also .gz and .zst), .parquet, and datasets saved to disk; documents are separated by the end of text. Or
+            tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them. None is the tale that
+            ships with gpt2_lit.
         tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
-            such as cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding,
-            or any object with encode, decode and n_vocab.
+            like cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or
+            an object with encode, decode and n_vocab.
         context_size: Length of a window, in tokens.
-        stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
-            overlap. Windows of validation and test never overlap, so that each token counts once.
+        stride: Tokens between the starts of neighbouring training windows. None is context_size: no overlap. Windows of
+            validation and test never overlap, so that each token counts once.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        val_source: Text for validation, in the forms of source. Then all of source is for training, and val_fraction
-            does not count.
+        val_source: Text for validation, in the forms of source; all of source is then for training.
         test_source: Text for test and predict, in the forms of source. None is what validation has.
-        seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
-            start from other weights see the same data.
+        seed: Decides the split and the order of training. It does not follow --seed_everything: runs that start from
+            other weights see the same data.
         shuffle: Order of training. global draws from all windows; block permutes blocks of neighbouring windows, for
-            cold disks and stores larger than memory; both in another order each epoch. False is reading order.
+            cold disks and stores larger than memory. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
-        num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
-            that fit into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
+        num_workers: Processes that prepare batches. 0, the training process itself, is fast enough for texts that fit
+            into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
         document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
             models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
-        cache_dir: Directory where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
-            ~/.cache/gpt2_lit. It may be deleted at any time.
-        text_field: Field of .jsonl files, or column of .parquet files and datasets, that holds the text.
+        cache_dir: Directory where the tokens of texts are kept, which may be deleted at any time. None is
+            $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
+        text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
+        document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
+            .jsonl or a row is one document.
         token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
-        vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
+        vocab_size: Number of ids in .bin files of another tokenizer, which are shown as numbers. None is that of
             the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
-
-    Raises:
-        ValueError: If a setting is out of its range; in ``setup``, if the text is too short, not UTF-8 or empty.
-        FileNotFoundError: If a source does not exist, in ``setup``.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -91,14 +80,14 @@ class GPTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Sources | None = None,
+        source: SourceChoice = None,
         tokenizer: str | Path | Encoder = "gpt2",
         context_size: int = 32,
         stride: int | None = None,
         batch_size: int = 8,
         val_fraction: float = 0.1,
-        val_source: Sources | None = None,
-        test_source: Sources | None = None,
+        val_source: SourceChoice = None,
+        test_source: SourceChoice = None,
         seed: int = 42,
         shuffle: Literal["global", "block"] | bool = "global",
         drop_last: bool = True,
@@ -108,37 +97,29 @@ class GPTDataModule(LightningDataModule):
         cache_dir: str | Path | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
+        document_separator: str | None = None,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
         cache_size: float = 50.0,
     ) -> None:
         super().__init__()
+        _check_shares(val_fraction, cache_size, shuffle)
         self.context_size = whole_number("context_size", context_size)
         self.stride = self.context_size if stride is None else whole_number("stride", stride)
         self.batch_size = whole_number("batch_size", batch_size)
         self.num_workers = whole_number("num_workers", num_workers, least=0)
-        if not -(2**63) <= seed < 2**63:
-            raise InvalidValue(f"seed must be a number of 64 bits, got {seed}. Set data.seed.")
-        if not 0 <= val_fraction < 1:
-            raise InvalidValue(
-                f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction."
-            )
-        if not cache_size >= 0:
-            raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
-        if shuffle not in ("global", "block", True, False):
-            raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
-        self.source = source
-        self.val_source = val_source
-        self.test_source = test_source
-        self.val_fraction = val_fraction
-        self.seed = seed
-        self.shuffle: Shuffle = "global" if shuffle is True else shuffle
-        self.drop_last = drop_last
+        self.seed = whole_number("seed", seed, least=-(2**63), most=2**63 - 1)
+        self.source = Source.of(source)
+        self.val_source = None if val_source is None else Source.of(val_source)
+        self.test_source = None if test_source is None else Source.of(test_source)
+        self.val_fraction = float(val_fraction)
+        self.shuffle: Shuffle = shuffle if isinstance(shuffle, str) else "global" if shuffle else False
+        self.drop_last = bool(drop_last)
         self.pin_memory = pin_memory
-        self.document_ids = document_ids
+        self.document_ids = bool(document_ids)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
-        self.cache_size = cache_size
-        self.text_options = TextOptions(text_field, strip_gutenberg)
+        self.cache_size = float(cache_size)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -149,6 +130,7 @@ class GPTDataModule(LightningDataModule):
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
         self._progress_of_last_fit: Progress | None = None
+        self._limit_val_batches: int | float | None = None  # the trainer's own, while there is nothing to validate on
 
     @property
     def vocab_size(self) -> int:
@@ -174,13 +156,17 @@ class GPTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
-        others = [source for source in (self.val_source, self.test_source) if source is not None]
-        for source in (self.source, *others):
+        others = {name: getattr(self, name) for name in ("val_source", "test_source")}
+        others = {name: source for name, source in others.items() if source is not None}
+        for name, source in others.items():
+            if found := common_file(source, self.source):
+                raise _contaminated(name, *found)
+        for source in (self.source, *others.values()):
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
                 logger.info(
-                    f"{source_name(source)} has changed since it was encoded: {changes}. "
+                    f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -189,29 +175,27 @@ class GPTDataModule(LightningDataModule):
         if self.train_dataset is None:
             if not self.trainer:
                 self.prepare_data()
-            self.store = store = self._cache.open(self.source)
-            val_fraction = self.val_fraction if self.val_source is None else 0.0
-            split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
-            self.train_dataset = self._windows(store, self.stride, split.train)
-            if self.val_source is not None:
-                self.val_dataset = self._evaluation_windows("val_source", self.val_source)
-            elif split.val:
-                self.val_dataset = self._windows(store, self.context_size, split.val)
-        if self.val_dataset is None:
-            if stage == "validate":
-                raise InvalidValue(
-                    "there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0."
-                )
-            if self.trainer:
-                self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
-        if self.trainer and stage == "fit" and self._progress is None:
-            sampler = self.train_sampler(*self._rank_and_world_size)
-            self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
+            self._split()
+        if stage in ("fit", "validate") and self.val_dataset is None:
+            self._skip_validation(stage)
+        if self.trainer and stage == "fit":
+            sampler = self._train_sampler
+            sampler.check_batches()
+            if self._progress is None:
+                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
             else:
                 self.test_dataset = self._evaluation_windows("test_source", self.test_source)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let the trainer validate other data again."""
+        if self.trainer and self._limit_val_batches is not None:
+            self.trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown()
 
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
         """The order of training, of which each of several processes has a share."""
@@ -258,7 +242,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = source_name(self.source)
+        name = str(self.source)
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -278,6 +262,24 @@ class GPTDataModule(LightningDataModule):
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
+    def _split(self) -> None:
+        self.store = store = self._cache.open(self.source)
+        val_fraction = self.val_fraction if self.val_source is None else 0.0
+        split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
+        train = self._windows("the train split", store, self.stride, split.train)
+        if self.val_source is not None:
+            self.val_dataset = self._evaluation_windows("val_source", self.val_source)
+        elif split.val:
+            self.val_dataset = self._windows("the val split", store, self.context_size, split.val)
+        self.train_dataset = train
+
+    def _skip_validation(self, stage: str) -> None:
+        if stage == "validate":
+            raise InvalidValue("there is nothing to validate on: data.val_fraction is 0. Set it to a share above 0.")
+        if self.trainer and self._limit_val_batches is None:
+            self._limit_val_batches = self.trainer.limit_val_batches
+            self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
+
     @property
     def _cache(self) -> TokenCache:
         recipe = Recipe(self.text_options, self.tokenizer)
@@ -285,28 +287,26 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        if not is_text(self.source):
+        if kind_of(self.source) != "text":
             raise InvalidValue(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source_name(self.source)} holds "
-                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+                f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
+                "the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in find_files(self.source) for piece in read_pieces(file, self.text_options))
+        return self.source.read(self.text_options)
 
-    def _windows(self, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
+    def _windows(self, name: str, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None
         if end_of_text is not None and end_of_text < 0:
             raise InvalidValue("data.document_ids needs the tokenizer that ends documents. Set data.tokenizer.")
-        return TokenWindows(store, self.context_size, stride, ranges, end_of_text)
+        windows = TokenWindows(store, self.context_size, stride, ranges, end_of_text)
+        windows.check_not_empty(name)
+        return windows
 
-    def _evaluation_windows(self, name: str, source: Sources) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
         store = self._cache.open(source)
-        dataset = self._windows(store, self.context_size, [Range(0, len(store))])
-        if not len(dataset):
-            raise InvalidValue(
-                f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
-                f"{len(store)}. Lower data.context_size or give more text in data.{name}."
-            )
-        return dataset
+        if self.store and store.content == self.store.content:
+            raise _contaminated(name, str(source), str(self.source))
+        return self._windows(name, store, self.context_size, [Range(0, len(store))])
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):
@@ -315,7 +315,9 @@ class GPTDataModule(LightningDataModule):
         pin_memory = self.pin_memory
         if pin_memory is None:
             pin_memory = bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
-        return batch_loader(dataset, sampler, self.num_workers, pin_memory)
+        loader = batch_loader(dataset, sampler, self.num_workers, pin_memory)
+        loader.for_one_process = not self.trainer and sampler.num_replicas == 1
+        return loader
 
     def _evaluation_loader(self, dataset: TokenWindows) -> DataLoader:
         rank, world_size = self._rank_and_world_size
@@ -326,7 +328,7 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else rank_and_world_size()
 
     @property
     def _progress(self) -> Progress | None:
@@ -337,7 +339,7 @@ class GPTDataModule(LightningDataModule):
     @property
     def _train_sampler(self) -> WindowSampler:
         """One for all passes of a trainer; without a trainer a new one, which begins with the first epoch."""
-        return self._progress.sampler if self._progress else self.train_sampler()
+        return self._progress.sampler if self._progress else self.train_sampler(*self._rank_and_world_size)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -364,3 +366,20 @@ def _set_up(dataset: TokenWindows | None) -> TokenWindows:
 
 def _split_line(dataset: TokenWindows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
+
+
+def _check_shares(val_fraction: float, cache_size: float, shuffle: Shuffle) -> None:
+    if not 0 <= val_fraction < 1:
+        raise InvalidValue(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
+    if not cache_size >= 0:
+        raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
+    if shuffle not in ("global", "block", True, False):
+        raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
+
+
+def _contaminated(name: str, file: str, in_source: str) -> InvalidValue:
+    called = "in both" if file == in_source else f"the same as {in_source} of data.source"
+    return InvalidValue(
+        f"data.{name} holds text that is trained on: {file} is {called}. Take it out of one of them, or leave out "
+        f"data.{name}: data.val_fraction sets a part of data.source aside."
+    )

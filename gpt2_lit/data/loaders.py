@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
+from gpt2_lit.errors import InvalidValue
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
 
@@ -33,10 +35,16 @@ class TimedDataLoader(BatchLoader):
     """Counts the time that the training waited for batches, in ``seconds_waited``."""
 
     seconds_waited = 0.0
+    for_one_process = False  # then it refuses to be one of several
 
     # A generator, so that no worker starts before the first batch is asked for: to estimate the number of steps,
     # Lightning makes the iterator before it restores a checkpoint.
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:
+        if self.for_one_process and rank_and_world_size() != (0, 1):
+            raise InvalidValue(
+                "this loader was made before the process group, so each process would train on all windows. Make it "
+                "after torch.distributed.init_process_group, or fabric.launch()."
+            )
         asked = time.perf_counter()
         for batch in super().__iter__():
             self.seconds_waited += time.perf_counter() - asked
@@ -50,6 +58,15 @@ class TimedDataLoader(BatchLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Those of torch.distributed, which torchrun and Fabric start; without, of one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    if distributed.is_available() and distributed.is_torchelastic_launched():  # torchrun, before the process group
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
 
 
 def batch_loader(
@@ -97,7 +114,7 @@ def dataloader_v1(
         A loader of :class:`Batch`, two tensors of shape (B, T).
 
     Raises:
-        ValueError: If ``batch_size``, ``context_size`` or ``stride`` is below 1.
+        ValueError: If a size is below 1, or the text has no window or no batch.
 
     Example:
         >>> inputs, targets = next(iter(dataloader_v1("Once upon a time there were four little Rabbits", batch_size=2)))
@@ -107,10 +124,16 @@ def dataloader_v1(
     batch_size = whole_number("batch_size", batch_size, unit=" window")
     windows = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
     order = RandomSampler(windows) if shuffle else SequentialSampler(windows)
+    batches = BatchSampler(order, batch_size, drop_last)
+    if not len(batches):
+        raise InvalidValue(
+            f"too few windows for one full batch: batch_size is {batch_size}, and the text has {len(windows)} windows. "
+            "Lower batch_size, stride or context_size, or set drop_last to False."
+        )
     # batch_size=None hands the windows a whole list of indices: one gather a batch.
     return BatchLoader(
         windows,
-        sampler=BatchSampler(order, batch_size, drop_last),
+        sampler=batches,
         batch_size=None,
         num_workers=num_workers,
         collate_fn=as_it_is,

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from gpt2_lit.errors import InvalidValue
 
-# Validation is cut out in stretches of about this many tokens. Each loses less than one window of tokens at its end:
-# 3 % at a context of 1024. Shorter stretches would show more of the text and lose more of it.
+# Tokens in a stretch of validation. Each loses less than one window at its end: 3 % at a context of 1024.
 STRETCH_TOKENS = 32_768
 MAX_STRETCHES = 4096  # a store of any size is split in the same few milliseconds
 
@@ -41,19 +40,15 @@ def split_tokens(
     """Set stretches of a text aside for validation, at random positions that the seed decides.
 
     Windows are cut afterwards, inside the ranges: splitting overlapping windows would put the same tokens on both
-    sides. The split does not depend on stride or batch size, and on the context size only for texts of less than two
-    validation windows and contexts above 4,000 tokens.
+    sides. The split does not depend on stride and batch size, nor on a context size that is small beside the text.
 
     Args:
-        num_tokens: Length of the text, in tokens.
+        num_tokens: Length of the text.
         val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
         context_size: Length of a window, in tokens.
         seed: Decides where validation lies.
         nearest_document_end: :meth:`TokenStore.nearest_document_end`. Stretches begin and end at the end of a document
             within an eighth of their length; a surplus or deficit carries over to the next stretch.
-
-    Raises:
-        ValueError: If the text cannot give each side one window of ``context_size + 1`` tokens.
 
     Example:
         >>> split_tokens(100, val_fraction=0.2, context_size=4, seed=1)

@@ -39,20 +39,15 @@ class DocumentBatch(NamedTuple):
 class TokenWindows(Dataset[Batch | DocumentBatch]):
     """Every window of ``context_size`` tokens, one each ``stride`` tokens, computed when asked for.
 
-    A target is its input moved one token on, so a window needs ``context_size + 1`` tokens. Tokens after the last full
-    window are left out. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
+    A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
         tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
         context_size: Length of a window, in tokens.
-        stride: Distance between the starts of neighbouring windows, in tokens.
+        stride: Tokens between the starts of neighbouring windows.
         ranges: The parts of the tokens to cut windows from. No window crosses the border of a range, nor that of a
-            segment of a store. None is all tokens.
+            segment of a store; tokens after the last full one are left out. None is all tokens.
         end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
-
-    Raises:
-        TypeError: If ``context_size`` or ``stride`` is not a whole number.
-        ValueError: If it is below 1.
 
     Example:
         >>> windows = TokenWindows(np.arange(9), context_size=2, stride=2, ranges=[Range(0, 4), Range(5, 9)])
@@ -82,6 +77,16 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
     def num_tokens(self) -> int:
         """Tokens in the ranges, including those after the last full window."""
         return sum(r.num_tokens for r in self.ranges)
+
+    def check_not_empty(self, name: str) -> None:
+        """Raise an InvalidValue if the tokens, called by ``name``, have no window."""
+        if not len(self):
+            lengths = [piece.num_tokens for piece in _pieces(self.ranges, self.tokens.segments)]
+            pieces = f" in {len(lengths)} pieces of at most {max(lengths)}" if len(lengths) > 1 else ""
+            raise InvalidValue(
+                f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
+                f"{self.num_tokens}{pieces}. Lower context_size or give more text."
+            )
 
     def __len__(self) -> int:
         return int(self._windows_before[-1])
@@ -127,6 +132,9 @@ class GPTDatasetV1(TokenWindows):
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring windows, in tokens.
 
+    Raises:
+        ValueError: If the text has no window.
+
     Example:
         >>> from gpt2_lit import gpt2_tokenizer
         >>> dataset = GPTDatasetV1("Once upon a time there were four", gpt2_tokenizer(), context_size=3, stride=2)
@@ -136,14 +144,17 @@ class GPTDatasetV1(TokenWindows):
 
     def __init__(self, txt: str, tokenizer: Encoder, context_size: SupportsIndex, stride: SupportsIndex) -> None:
         super().__init__(token_array(tokenizer, txt), context_size, stride)
+        self.check_not_empty("the text")
 
 
-def whole_number(name: str, value: Any, least: int = 1, unit: str = "") -> int:
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "") -> int:
     """A setting of the data, which must be a whole number of any integer type, as an int."""
     try:
         number = operator.index(value)
     except TypeError:
         raise InvalidType(f"{name} must be a whole number, got {value!r}. Set data.{name}.") from None
+    if most is not None and not least <= number <= most:
+        raise InvalidValue(f"{name} must be from {least} to {most}, got {number}. Set data.{name}.")
     if number < least:
         raise InvalidValue(f"{name} must be at least {least}{unit}, got {number}. Set data.{name}.")
     return number

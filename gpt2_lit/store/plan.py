@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from gpt2_lit.errors import without_secrets
 from gpt2_lit.store.manifest import FORMAT_VERSION
-from gpt2_lit.text.readers import TextOptions
-from gpt2_lit.text.sources import SourceFile, is_url
+from gpt2_lit.text.files import SourceFile, is_url
+from gpt2_lit.text.readers import TextOptions, can_be_cut
 from gpt2_lit.text.tokenizer import Tokenizer, make_tokenizer
 
 SHARD_BYTES = 16 << 20  # of source: 40 ms of gigatoken, 1 s of tiktoken
@@ -57,7 +58,8 @@ class Part(NamedTuple):
         return (self.file.size if self.stop is None else self.stop) - self.start
 
     def __str__(self) -> str:
-        return self.file.path if self.stop is None else f"{self.file.path}, bytes {self.start:,} to {self.stop:,}"
+        path = without_secrets(self.file.path)
+        return path if self.stop is None else f"{path}, bytes {self.start:,} to {self.stop:,}"
 
 
 class ShardPlan(NamedTuple):
@@ -85,7 +87,7 @@ def plan_shards(files: Sequence[SourceFile], recipe: Recipe, shard_bytes: int = 
     groups: list[list[Part]] = []
     open_bytes: float = float("inf")  # of the group that may still grow
     for file in files:
-        if file.size > shard_bytes and file.can_be_cut and (recipe.tokenizer.cut_before or file.kind != "text"):
+        if file.size > shard_bytes and can_be_cut(file, recipe.tokenizer.cut_before, recipe.options.document_separator):
             starts = range(0, file.size, shard_bytes)
             groups += [[Part(file, start, min(start + shard_bytes, file.size))] for start in starts]
             open_bytes = float("inf")
@@ -118,4 +120,4 @@ def absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 def _chance(path: str) -> float:
     """A number from 0 to below 1 that only the path decides."""
-    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "little") / 2**64
+    return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest(), "little") / 2**64

@@ -3,20 +3,24 @@
 import glob
 import os
 import re
+from collections import defaultdict
+from collections.abc import Collection
 from logging import getLogger
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from gpt2_lit.errors import MissingFile
+from gpt2_lit.errors import InvalidValue, MissingFile, without_secrets
 from gpt2_lit.store.last_use import hold, last_use, remove
-from gpt2_lit.store.manifest import StoreError, is_store
+from gpt2_lit.store.manifest import MANIFEST, StoreError, is_store
 from gpt2_lit.store.plan import Recipe, key_of
 from gpt2_lit.store.prepare import Prepared, prepare
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_FINGERPRINT
-from gpt2_lit.text.sources import SHIPPED_TEXT, Source, is_url
+from gpt2_lit.text.files import SourceFile, is_url, local_file, open_file
+from gpt2_lit.text.sources import Source, SourceChoice
 
 _LOG = getLogger(__name__)
 _NAMED_BY_CONTENT = {"gpt2": (GPT2_FINGERPRINT, GPT2_END_OF_TEXT)}
@@ -48,35 +52,37 @@ class TokenCache(NamedTuple):
     token_dtype: str = "uint16"
     max_bytes: int = MAX_BYTES
 
-    def prepare(self, source: Source | None) -> Prepared | None:
+    def prepare(self, source: SourceChoice | Source) -> Prepared | None:
         """Encode what has not been encoded, so that :meth:`open` finds it; None for what is tokens already."""
-        if not is_text(source):
+        source = Source.of(source)
+        if kind_of(source) != "text":
             return None
         directory = self.directory_of(source)
         try:
             prepared = prepare(source, directory, self.recipe)
         finally:
             if directory.exists():
-                hold(directory, source_name(source))
+                hold(directory, str(source))
         if prepared.num_made:
             self._evict()
         return prepared
 
-    def open(self, source: Source | None) -> TokenStore:
+    def open(self, source: SourceChoice | Source) -> TokenStore:
         """The tokens of a source that was prepared.
 
         Raises:
             StoreError: If they cannot be read, or were made with another tokenizer.
             FileNotFoundError: If a file of ids does not exist.
         """
-        tokenizer = self.recipe.tokenizer
-        if _is_raw(source):
-            return open_raw(_raw_files(source), self.token_dtype, tokenizer.vocab_size)
-        if _is_store(source):
-            (path,) = _source_paths(source)
+        source, tokenizer = Source.of(source), self.recipe.tokenizer
+        kind = kind_of(source)
+        if kind == "ids":
+            return open_raw(_files_of_ids(source), self.token_dtype, tokenizer.vocab_size)
+        if kind == "store":
+            (path,) = source.names
         else:
             path = self.directory_of(source)
-            hold(path, source_name(source))
+            hold(path, str(source))
         store = open_store(path)
         if store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise StoreError(
@@ -85,10 +91,10 @@ class TokenCache(NamedTuple):
             )
         return store
 
-    def directory_of(self, source: Source | None) -> Path:
-        """Where a text's tokens are kept: another place for each source, choice of tokenizer and way of reading it."""
-        places = [path if is_url(path) else os.path.abspath(path) for path in _source_paths(source)]
-        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places, default="")))[:40]
+    def directory_of(self, source: SourceChoice | Source) -> Path:
+        """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
+        places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(without_secrets(min(places))))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
         tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
         return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
@@ -103,9 +109,10 @@ class TokenCache(NamedTuple):
         ]
         return sorted(found, key=lambda entry: -entry.last_use)
 
-    def clear(self) -> list[CachedStore]:
-        """Delete all that no process uses; returns what was deleted."""
-        return [entry for entry in self.entries() if remove(entry.path)]
+    def clear(self, names: Collection[str] | None = None) -> list[CachedStore]:
+        """Delete what no process uses, all of it or the directories of these names; returns what was deleted."""
+        chosen = [entry for entry in self.entries() if names is None or entry.path.name in names]
+        return [entry for entry in chosen if remove(entry.path)]
 
     def _evict(self) -> None:
         entries = self.entries()
@@ -132,42 +139,76 @@ def default_directory() -> Path:
     return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
 
 
-def source_name(source: Source | None) -> str:
-    """A source in a few words."""
-    if source is None:
-        return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-    paths = _source_paths(source)
-    return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
+Kind = Literal["text", "store", "ids"]
 
 
-def _source_paths(source: Source | None) -> list[str]:
-    """The paths of a source, the home directory written out."""
-    if source is None:
-        return [str(SHIPPED_TEXT)]
-    paths = [source] if isinstance(source, (str, os.PathLike)) else source
-    return [os.path.expanduser(os.fspath(path)) for path in paths]
+def kind_of(source: Source) -> Kind:
+    """What a source is: text, a token store, or files of ids as nanoGPT and llm.c write them."""
+    kinds: dict[str, Kind] = {name: _kind(name) for name in source.names}
+    kind = kinds[source.names[0]]
+    if len({*kinds.values()}) > 1 or (kind == "store" and len(source.names) > 1):
+        raise _mixed(kinds)
+    return kind
 
 
-def is_text(source: Source | None) -> bool:
-    """Whether a source is text, and not tokens already."""
-    return not (_is_store(source) or _is_raw(source))
+def common_file(source: Source, other: Source) -> tuple[str, str] | None:
+    """A file that both sources have, under another name or as a copy too: its path in each of them."""
+    others = defaultdict(list)
+    for file in _files(other):
+        others[file.size].append(file)
+    pairs = ((file, twin) for file in _files(source) for twin in others[file.size])
+    return next(((file.path, twin.path) for file, twin in pairs if _is_same(file, twin)), None)
 
 
-def _is_store(source: Source | None) -> bool:
-    paths = _source_paths(source)
-    return len(paths) == 1 and is_store(paths[0])
+def _kind(name: str) -> Kind:
+    if is_store(name):
+        return "store"
+    path = urlsplit(name).path if is_url(name) else name
+    return "ids" if path.lower().endswith(".bin") and not os.path.isdir(name) else "text"
 
 
-def _is_raw(source: Source | None) -> bool:
-    """Whether a source is files of ids, as nanoGPT and llm.c write them."""
-    paths = _source_paths(source)
-    return bool(paths) and all(path.endswith(".bin") and not os.path.isdir(path) for path in paths)
+def _mixed(kinds: dict[str, Kind]) -> InvalidValue:
+    called = {"text": "text", "store": "a token store", "ids": "a file of ids"}
+    named = ", ".join(f"{name} is {called[kind]}" for name, kind in [*kinds.items()][:5])
+    return InvalidValue(
+        f"data.source is several things at once: {named}. Give only texts, only .bin files, or one store; "
+        "gpt2-lit prepare makes one store of several texts."
+    )
 
 
-def _raw_files(source: Source | None) -> list[str]:
-    """The files of ids, each once, in sorted order; a path may be a pattern."""
-    files = [file for path in _source_paths(source) for file in (glob.glob(path, recursive=True) or [path])]
-    for file in files:
-        if not os.path.exists(file):
-            raise MissingFile(f"data.source: there is no file {file} (looked in {Path.cwd()}). Check the spelling.")
-    return sorted(set(files))
+def _files_of_ids(source: Source) -> list[str]:
+    """Each once, in sorted order; a name may be a pattern, unless there is a file of that name."""
+    files = {}
+    for name in source.names:
+        if is_url(name):
+            raise InvalidValue(
+                f"data.source: files of ids are read from a disk of this machine. Download {name} first."
+            )
+        found = [name] if os.path.exists(name) else glob.glob(name, recursive=True)
+        if not found:
+            raise MissingFile(f"data.source: there is no file {name} (looked in {Path.cwd()}). Check the spelling.")
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    return sorted(files.values())
+
+
+def _files(source: Source) -> list[SourceFile]:
+    """The files of a source; of a store its manifest, which holds checksums of all others."""
+    kind = kind_of(source)
+    if kind == "text":
+        return source.find_files()
+    paths = _files_of_ids(source) if kind == "ids" else [os.path.join(source.names[0], MANIFEST)]
+    return [local_file(path) for path in paths]
+
+
+def _is_same(file: SourceFile, twin: SourceFile) -> bool:
+    """Whether two files of one size have the same bytes; different ones are read to the first difference."""
+    if file.path == twin.path:
+        return True
+    if not file.size:
+        return False
+    try:
+        with open_file(file) as one, open_file(twin) as two:
+            return all(part == two.read(len(part)) for part in iter(lambda: one.read(1 << 16), b""))
+    except OSError:
+        return False  # who reads it next tells why

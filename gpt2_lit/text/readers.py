@@ -1,29 +1,31 @@
-"""files -> documents: text, lines of JSON and columns of strings, piece by piece, in little memory."""
+"""files -> documents: text, lines of JSON, CSV and columns of strings, piece by piece, in little memory."""
 
+import csv
 import difflib
 import io
 import itertools
 import json
 import os
 import re
+import shlex
 import sys
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
-from gpt2_lit.text.bpe import SAFE_CUT
-from gpt2_lit.text.sources import Source, SourceFile, find_files, is_url, open_file, unreachable
+from gpt2_lit.errors import InvalidValue, UserError
+from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
 _PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
-_LONGEST = 1 << 26  # bytes that are kept in memory in search of a place to cut
+_LONGEST = 1 << 26  # bytes that are kept in memory in search of a position to cut
 _END = sys.maxsize  # of a file, wherever it is
 _ROWS = 64  # of a column, made strings at a time
 _GUTENBERG_WINDOW = 1 << 17  # bytes at both ends of a book in which its markers are looked for; the licence has 19,000
 
-# SAFE_CUT in bytes of UTF-8: a space or line end behind anything but the whitespace of str.isspace(). It comes first in
-# the pattern, as bytes that may be searched for are found fastest.
+# The whitespace of str.isspace(), in bytes of UTF-8.
 _WHITESPACE = (
     rb"[\t-\r\x1c-\x20]",
     rb"\xc2[\x85\xa0]",
@@ -32,10 +34,6 @@ _WHITESPACE = (
     rb"\xe2\x81\x9f",
     rb"\xe3\x80\x80",
 )
-_CUT = rb"[ \r\n]" + b"".join(rb"(?<!%b[ \r\n])" % whitespace for whitespace in _WHITESPACE)
-_FIRST_CUT = re.compile(_CUT)
-_LAST_CUT = re.compile(rb"(?s:.*)" + _CUT)
-_LOOK_BEHIND = 3  # bytes in front of a place that tell whether it is a cut: the longest whitespace
 
 # "*** START OF THE PROJECT GUTENBERG EBOOK A LONG TITLE ***", over up to four lines, and what else it was through the
 # years: THIS, COPYRIGHTED, ETEXT, no blank behind the stars, no stars at the end. The blank lines around the book go.
@@ -55,57 +53,107 @@ class TextOptions(NamedTuple):
     """How files are to be read; plain values, as they are part of what identifies the tokens that come of it.
 
     Args:
-        text_field: Where the text is: the field of lines of JSON, the column of Parquet and Arrow files.
+        text_field: Where the text is: the field of lines of JSON, the column of CSV, Parquet and Arrow files.
         strip_gutenberg: Whether to leave out Project Gutenberg's header and footer: all up to the line
             ``*** START OF THE PROJECT GUTENBERG EBOOK ...`` and from ``*** END OF ...`` on. A text without these
             lines stays whole.
+        document_separator: A string between documents, in all formats; without the line ends around it. None: the text
+            of a file, a line or a row is one document.
     """
 
     text_field: str = "text"
     strip_gutenberg: bool = False
-
-
-AS_IT_IS = TextOptions()
+    document_separator: str | None = None
 
 
 class Piece(NamedTuple):
-    """A part of a document, short enough for memory and cut where no token of GPT-2 is cut."""
+    """A part of a document, short enough for memory."""
 
     text: str
-    ends_document: bool  # the document ends behind this piece
+    ends_document: bool  # the document ends after this piece
 
 
-class Document(NamedTuple):
-    """One text and where it came from."""
+class Format(NamedTuple):
+    """How files with an extension are read: a row of :data:`FORMATS`."""
 
-    path: str
-    text: str
+    extension: str
+    kind: str
+    documents: "Callable[[SourceFile, TextOptions, int, int], Iterator[str]] | None" = None  # None: the file is one
+    cut: Literal["within documents", "between documents", ""] = ""  # where ranges of a file may begin
+    may_be_compressed: bool = True
+    in_directories: bool = True  # False: read only if it is named, as such files beside texts often describe them
+    package: str = ""  # that it takes
+    extra: str = ""  # of gpt2_lit, that installs the package
 
 
-def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+class Compression(NamedTuple):
+    """How files with a second extension are packed."""
+
+    name: str
+    package: str = ""
+    extra: str = ""
+
+
+COMPRESSIONS = {".gz": Compression("gz"), ".zst": Compression("zst", "zstandard", "zstd")}
+
+
+def format_of(path: str) -> Format:
+    """What a file is, by the extension of its name; any other is plain text."""
+    return FORMATS.get(extensions(path)[0], FORMATS[".txt"])
+
+
+def compression_of(path: str) -> Compression | None:
+    """How a file is packed."""
+    return COMPRESSIONS.get(extensions(path)[1])
+
+
+def extensions(path: str) -> tuple[str, str]:
+    """The extension that tells the format, and after it that of the compression: (".jsonl", ".gz")."""
+    name = re.split("[?#]", path)[0] if is_http(path) else path
+    rest, extension = os.path.splitext(name.lower())
+    if extension not in COMPRESSIONS:
+        return extension, ""
+    return os.path.splitext(rest)[1], extension
+
+
+def can_be_cut(file: SourceFile, cut_before: str = " \r\n", separator: str | None = None) -> bool:
+    """Whether ranges of a file can be read by themselves, for a tokenizer with this ``cut_before``."""
+    if not file.serves_ranges or compression_of(file.path):
+        return False
+    form = format_of(file.path)
+    if form.cut == "within documents" and separator:
+        return not may_overlap_itself(separator)
+    return form.cut == "between documents" or (form.cut == "within documents" and cut_before != "")
+
+
+def read_pieces(
+    file: SourceFile, options: TextOptions, start: int = 0, stop: int | None = None, cut_before: str = " \r\n"
+) -> Iterator[Piece]:
     """The documents of a file, or of a range of its bytes, in pieces of about 131,072 characters at most.
 
-    A text file is one document, a line of JSON and a row of a column one each. Empty documents are left out: they give
-    no piece. Text is UTF-8; a byte-order mark at the start is dropped and every line end becomes a newline, as in
-    Python's text mode; strings in JSON, Parquet and Arrow stay as they are.
+    A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Text is
+    UTF-8; a byte-order mark at the start goes and every line end becomes a newline, as in Python's text mode; strings
+    in other formats stay as they are. docs/store.md has more on ranges.
 
-    Ranges that tile a file give together what the whole file gives, document by document, whatever their borders: each
-    begins at the first place to cut at or behind ``start``, and ends at the first at or behind ``stop``. These places
-    are in a text each space and line end behind a character that is no whitespace, in front of which a cut never
-    changes a token of GPT-2; in lines of JSON the beginning of each line; in Parquet that of each row group. Of a file
-    that cannot be cut, the range that starts at 0 gives everything.
+    Ranges that tile a file give together the documents of the whole: each begins at the first position to cut at or
+    after ``start``, and ends at the first at or after ``stop``. Of a file that cannot be cut, the range that starts at
+    0 gives everything. A text without a position to cut, or a line of JSON, is kept in memory up to 64 MiB.
 
-    Memory: a few pieces, some pages of Parquet, a batch of Arrow. A text without a place to cut is kept until one
-    comes, up to 64 MiB; a line of JSON likewise.
-
-    Whether a local file is still the one that was found is checked behind its last piece.
+    Args:
+        file: The file. If it is a local one, that it is still the one that was found is checked after its last piece.
+        options: How it is to be read.
+        start: First byte of the range.
+        stop: The byte after its last; None is the end of the file.
+        cut_before: Where pieces of a document may begin, as in ``Tokenizer.cut_before``. Where that is empty, so that
+            no piece may be encoded without the others, they begin at whitespace.
 
     Raises:
-        ValueError: If the content is not what the ending says, is not UTF-8, lacks the field, or cannot be cut.
-        OSError: If the file cannot be read, or changed since it was found.
+        InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
+        FileError: If the file cannot be read, or changed since it was found.
 
     Example:
-        >>> [tale] = find_files(None)
+        >>> from gpt2_lit.text.files import SHIPPED_TEXT, local_file
+        >>> tale = local_file(str(SHIPPED_TEXT))
         >>> [piece] = read_pieces(tale, TextOptions())
         >>> [first] = read_pieces(tale, TextOptions(), stop=100)
         >>> [second] = read_pieces(tale, TextOptions(), start=100)
@@ -114,44 +162,33 @@ def read_pieces(file: SourceFile, options: TextOptions, start: int = 0, stop: in
         >>> first.ends_document, second.ends_document
         (False, True)
     """
-    read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}[file.kind]
-    stop = _END if stop is None else stop
-    if not file.can_be_cut:
+    stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
+    if not can_be_cut(file, separator=options.document_separator):
         start, stop = (0, _END) if start == 0 < stop else (0, 0)
     if start >= stop:
         return
+    form = format_of(file.path)
+    documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
-        yield from read(file, options, start, stop)
+        if documents is None:
+            yield from _text_pieces(file, options, start, stop, cut_before)
+        else:
+            for text in documents(file, options, start, stop):
+                for part in _separated(text, options.document_separator):
+                    yield from _document_pieces(part, options, cut_before)
     except Exception as error:
-        _check_unchanged(file)  # else that is the reason
-        raise _explained(file, error) from None
-    _check_unchanged(file)
+        check_unchanged(file)  # else that is the reason
+        if isinstance(error, ValueError | UserError) or not (is_url(file.path) or isinstance(error, OSError)):
+            raise
+        raise unreadable(file.path, error) from None
+    check_unchanged(file)
 
 
-def read_documents(source: Source | None, options: TextOptions = AS_IT_IS) -> Iterator[Document]:
-    """The documents of a source one by one, whole: :func:`find_files`, :func:`read_pieces`.
-
-    Raises:
-        ValueError: If there is no text in the whole source, and what :func:`read_pieces` raises.
-    """
-    files, parts = find_files(source), []
-    num_documents = 0
-    for file in files:
-        for piece in read_pieces(file, options):
-            parts.append(piece.text)
-            if piece.ends_document:
-                yield Document(file.path, "".join(parts))
-                parts.clear()
-                num_documents += 1
-    if not num_documents:
-        raise no_text_error(files)
-
-
-def no_text_error(files: Sequence[SourceFile]) -> ValueError:
+def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
     """What to raise where none of the files has any text."""
     if len(files) == 1:
-        return ValueError(f"{files[0].path} is empty. Give a file with text.")
-    return ValueError(
+        return InvalidValue(f"{files[0].path} is empty. Give a file with text.")
+    return InvalidValue(
         f"the {len(files)} files of data.source, {files[0].path} to {files[-1].path}, are all empty. "
         "Give at least one with text."
     )
@@ -164,7 +201,7 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[byte
     """The unpacked bytes of a file from ``start`` to ``stop``, in blocks."""
     with open_file(file) as stream:
         position = 0
-        if start and file.can_be_cut:
+        if start and can_be_cut(file):
             position = stream.seek(start)
         for block in _unpacked(file, stream):
             used = block[max(start - position, 0) : max(stop - position, 0)]
@@ -176,17 +213,18 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[byte
 
 
 def _unpacked(file: SourceFile, stream: io.BufferedReader) -> Iterator[bytes]:
-    if file.compression == "gz":
+    compression = compression_of(file.path)
+    if compression is None:
+        yield from iter(partial(stream.read, _PIECE), b"")
+    elif compression.name == "gz":
         new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
         yield from _members(file, stream, "gzip", new_member, zlib.error)
-    elif file.compression == "zst":
+    else:
         import zstandard
 
         # Files of `zstd --long=31`, which are around, need all of the window.
         decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         yield from _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
-    else:
-        yield from iter(partial(stream.read, _PIECE), b"")
 
 
 def _members(
@@ -196,10 +234,14 @@ def _members(
 
     zstandard's own reader would take the end of a file that is cut short for the end of its content.
     """
-    member, data = None, bytearray()
+    member, data, is_first = None, bytearray(), True
     while packed := stream.read(1024):  # little, as all that comes of it is unpacked at once: up to 32,768 times that
         while packed:
-            member = member or new_member()
+            if member is None and form == "gzip" and not is_first:
+                packed = packed.lstrip(b"\0")  # tapes and block devices fill up with zeros; gzip skips them, too
+                if not packed:
+                    break
+            member, is_first = member or new_member(), False
             try:
                 data += member.decompress(packed)
             except failure as error:
@@ -216,56 +258,71 @@ def _members(
         yield bytes(data)
 
 
-def _damaged(file: SourceFile, form: str, reason: object) -> ValueError:
-    return ValueError(f"{file.path} is not a whole {form} file: {reason}. Download it or make it anew.")
+def _damaged(file: SourceFile, form: str, reason: object) -> InvalidValue:
+    return InvalidValue(f"{file.path} is not a whole {form} file: {reason}. Download it or make it anew.")
 
 
 # Text and lines of JSON: bytes, cut where it is allowed.
 
 
 class _Cuts(NamedTuple):
-    """Where bytes may be cut: the first place at or behind one, and the last behind one; None if there is none."""
+    """Where bytes may be cut: the first position at or after one, and the last after one; None if there is none."""
 
     first: Callable[[bytearray, int], int | None]
     last: Callable[[bytearray, int], int | None]
+    look_behind: int  # bytes in front of a position that tell whether it is a cut
     way_out: str
-
-
-def _first_gap(data: bytearray, at: int) -> int | None:
-    cut = _FIRST_CUT.search(data, at)
-    return cut.start() if cut else None
-
-
-def _last_gap(data: bytearray, behind: int) -> int | None:
-    cut = _LAST_CUT.match(data, behind)
-    return cut.end() - 1 if cut else None
 
 
 def _first_line(data: bytearray, at: int) -> int | None:
     return data.find(b"\n", max(at - 1, 0)) + 1 or None
 
 
-def _last_line(data: bytearray, behind: int) -> int | None:
-    return data.rfind(b"\n", behind) + 1 or None
+def _last_line(data: bytearray, after: int) -> int | None:
+    return data.rfind(b"\n", after) + 1 or None
 
 
-_GAPS = _Cuts(_first_gap, _last_gap, "has no space or line end behind a character to cut at. Break it into lines")
-_LINES = _Cuts(_first_line, _last_line, "is one line. Make it several, one document each")
+_LINES = _Cuts(_first_line, _last_line, 1, "is one line. Make it several, one document each")
+
+
+def _gap(cut_before: str) -> bytes:
+    # The character comes first in the pattern, as bytes that may be searched for are found fastest.
+    characters = b"[%b]" % re.escape(cut_before.encode())
+    return characters + b"".join(rb"(?<!%b%b)" % (whitespace, characters) for whitespace in _WHITESPACE)
+
+
+@cache
+def _gaps(cut_before: str) -> _Cuts:
+    """The positions in front of one of some characters after anything but whitespace."""
+    first_cut, last_cut = re.compile(_gap(cut_before)), re.compile(rb"(?s:.*)" + _gap(cut_before))
+
+    def first(data: bytearray, at: int) -> int | None:
+        found = first_cut.search(data, at)
+        return found.start() if found else None
+
+    def last(data: bytearray, after: int) -> int | None:
+        found = last_cut.match(data, after)
+        return found.end() - 1 if found else None
+
+    what = "space or line end" if "\n" in cut_before else "space"
+    return _Cuts(first, last, 3, f"has no {what} after a character to cut at. Put some in")
 
 
 def _segments(
     file: SourceFile, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
 ) -> Iterator[tuple[int, bytearray, bool]]:
-    """The bytes of a range, cut at allowed places, and where each segment begins; True with the last of the file.
+    """The bytes of a range, cut where it is allowed, and where each segment begins; True with the last of the file.
 
     ``low`` and ``high`` are where the text in the file begins and ends.
     """
     if stop <= max(start, low):
         return
     inside = start <= low
-    position = low if inside else max(start - _LOOK_BEHIND, low)  # of the data's first byte in the file
+    position = low if inside else max(start - cuts.look_behind, low)  # of the data's first byte in the file
     data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
     for block in _blocks(file, position, high):
+        if position == 0 and not data:
+            _check_is_text(file, block)
         if inside and data:  # only now, so that a short file is one segment
             cut = cuts.last(data, searched)
             if cut is not None:
@@ -273,7 +330,7 @@ def _segments(
                 position += cut
                 del data[:cut]
             elif len(data) > _LONGEST:
-                raise ValueError(
+                raise InvalidValue(
                     f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and "
                     f"{cuts.way_out}."
                 )
@@ -283,13 +340,13 @@ def _segments(
         if not inside:
             cut = cuts.first(data, searched)
             if cut is None and not reaches_stop:
-                gone = max(len(data) - _LOOK_BEHIND, 0)
+                gone = max(len(data) - cuts.look_behind, 0)
                 searched = max(len(data), searched) - gone
                 position += gone
                 del data[:gone]
                 continue
             if cut is None or position + cut >= stop:
-                return  # that place is the next range's
+                return  # that position is the next range's
             inside, searched = True, 1
             position += cut
             del data[:cut]
@@ -302,9 +359,9 @@ def _segments(
         yield position, data, True
 
 
-def _read_text(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+def _text_pieces(file: SourceFile, options: TextOptions, start: int, stop: int, cut_before: str) -> Iterator[Piece]:
     low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, _GAPS, start, stop, low, high):
+    for position, data, is_last in _segments(file, _gaps(cut_before), start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
@@ -312,7 +369,47 @@ def _read_text(file: SourceFile, options: TextOptions, start: int, stop: int) ->
             yield Piece(text, is_last)
 
 
-def _read_jsonl(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    """What stands between the separators of a text file, several at a time."""
+    low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
+    assert options.document_separator
+    for position, data, _ in _segments(file, _separators(options.document_separator), start, stop, low, high):
+        yield io.IncrementalNewlineDecoder(None, translate=True).decode(_decoded(file, position, data), final=True)
+
+
+@cache
+def _separators(separator: str) -> _Cuts:
+    """The positions after each separator."""
+    sign = separator.encode()
+
+    def first(data: bytearray, at: int) -> int | None:
+        start = data.find(sign, max(at - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    def last(data: bytearray, after: int) -> int | None:
+        if may_overlap_itself(separator):  # data begins with a document, and what is first there counts
+            return max((found.end() for found in re.finditer(re.escape(sign), data)), default=None)
+        start = data.rfind(sign, max(after - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    way_out = f"has no {separator!r} in it. Set data.document_separator to what stands between its documents"
+    return _Cuts(first, last, len(sign), way_out)
+
+
+def may_overlap_itself(separator: str) -> bool:
+    """Whether one may begin within another, as ## in ###: then a range of a file could find others than the whole."""
+    return any(separator.startswith(separator[number:]) for number in range(1, len(separator)))
+
+
+def _separated(text: str, separator: str | None) -> Iterator[str]:
+    """The documents in a text; with a separator, without line ends around them and those of whitespace alone."""
+    if separator is None:
+        yield text
+    else:
+        yield from (part.strip("\n") for part in text.split(separator) if part and not part.isspace())
+
+
+def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     for position, data, _ in _segments(file, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
@@ -320,24 +417,24 @@ def _read_jsonl(file: SourceFile, options: TextOptions, start: int, stop: int) -
                     text = _text_field(line, options.text_field)
                 except (ValueError, RecursionError) as error:
                     line_number = _line_number(file, position) + index
-                    raise ValueError(f"{file.path}, line {line_number}: {error}") from None
-                yield from _document_pieces(text, options)
+                    raise InvalidValue(f"{file.path}, line {line_number}: {error}") from None
+                yield text
 
 
 def _text_field(line: str, field: str) -> str:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"this is not JSON ({error}). Each line must be a JSON object of its own (of a file that is one list make "
             "lines by: jq -c '.[]')."
         ) from None
     if not isinstance(value, dict):
-        raise ValueError(f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.")
+        raise InvalidValue(f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.")
     if field not in value:
-        raise ValueError(f"the object has no field {field!r}. {_names(field, value)}")
+        raise InvalidValue(f"the object has no field {field!r}. {_names(field, value)}")
     if not isinstance(value[field], str):
-        raise ValueError(f"the field {field!r} must be a string and is {_json_type(value[field])}. Mend or drop it.")
+        raise InvalidValue(f"the field {field!r} must be a string and is {_json_type(value[field])}. Mend or drop it.")
     return value[field]
 
 
@@ -354,12 +451,14 @@ def _names(field: str, names: Iterable[str]) -> str:
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
+    if 0 in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _nul_error(file, position, data)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         offset = position + error.start
         encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        raise ValueError(
+        raise InvalidValue(
             f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
             f"{_line_number(file, offset)}; {error.reason}). "
             f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
@@ -367,26 +466,70 @@ def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
     return text.removeprefix("\ufeff") if position == 0 else text
 
 
+def _nul_error(file: SourceFile, position: int, data: bytearray) -> InvalidValue:
+    beginning = data[:1000]
+    if 3 * beginning.count(0) < len(beginning):
+        return InvalidValue(
+            f"{file.path} is not a text: it has a NUL byte at offset {position + data.index(0)}, as binary files do. "
+            "Name a text; if it is one, take these bytes out: tr -d '\\000'"
+        )
+    encoding = "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    return InvalidValue(
+        f"{file.path} is not UTF-8: about every second byte is NUL, as in UTF-16. Convert it, for one by: "
+        f"iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
+    )
+
+
+# How files begin that are no text, whatever their names say; and what to do about it.
+_NOT_TEXT = (
+    (rb"%PDF-", "a PDF", "Extract its text, for one by pdftotext."),
+    (rb"PK\x03\x04", "a zip archive, as are .docx, .xlsx and .epub", "Unpack it, or export its text."),
+    (rb"\x1f\x8b", "gzip", "Let its name end in .gz."),
+    (rb"\x28\xb5\x2f\xfd", "zstd", "Let its name end in .zst."),
+    (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
+    (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
+    (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"PAR1", "Parquet", "Let its name end in .parquet."),
+    (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
+    (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
+    (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
+    (rb"\{\\rtf", "RTF", "Save it as plain text."),
+    (
+        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
+        "a web page (HTML)",
+        "Give the address of the text itself, or extract the text of the page.",
+    ),
+)
+
+
+def _check_is_text(file: SourceFile, beginning: bytes) -> None:
+    for magic, what, way_out in _NOT_TEXT:
+        if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
+            raise InvalidValue(f"{file.path} is {what}. {way_out}")
+
+
 def _line_number(file: SourceFile, offset: int) -> int:
     return 1 + sum(block.count(b"\n") for block in _blocks(file, 0, offset))
 
 
-def _document_pieces(text: str, options: TextOptions) -> Iterator[Piece]:
+def _document_pieces(text: str, options: TextOptions, cut_before: str) -> Iterator[Piece]:
     """A document that is in memory, in pieces; an empty one has none."""
     start, stop = 0, len(text)
     if options.strip_gutenberg:
         tail_start = max(stop - _GUTENBERG_WINDOW, 0)
         start, stop = _between_markers(text[:_GUTENBERG_WINDOW], text[tail_start:], tail_start, stop)
-    while stop - start > _PIECE and (cut := SAFE_CUT.search(text, start + _PIECE, stop)):
-        yield Piece(text[start : cut.start()], False)
-        start = cut.start()
+    if stop - start > _PIECE:
+        gap = re.compile(rf"(?<=\S)[{re.escape(cut_before)}]")
+        while stop - start > _PIECE and (cut := gap.search(text, start + _PIECE, stop)):
+            yield Piece(text[start : cut.start()], False)
+            start = cut.start()
     if start < stop:
         yield Piece(text[start:stop], True)
 
 
 def _gutenberg_book(file: SourceFile) -> tuple[int, int]:
     """Where the book begins and ends in a file of Project Gutenberg, in unpacked bytes; any other text is all book."""
-    if file.can_be_cut:
+    if can_be_cut(file):
         size, tail_start = file.size, max(file.size - _GUTENBERG_WINDOW, 0)
         head, tail = (b"".join(_blocks(file, at, at + _GUTENBERG_WINDOW)) for at in (0, tail_start))
     else:
@@ -409,14 +552,54 @@ def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[
     return low, high
 
 
-# Columns of Parquet and Arrow.
+# CSV, and columns of Parquet and Arrow.
 
 
-def _read_parquet(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+def _csv_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))  # of the process; Python's is 131,072 characters
+    rows = csv.reader(_csv_lines(file), strict=True)  # strict, or an open quote takes all that follows for one text
+    header, line, column = None, 1, 0
+    try:
+        for row in rows:
+            if header is None:
+                header, column = row, _csv_column(row, options.text_field)
+            elif row and len(row) != len(header):
+                raise ValueError(
+                    f"the row has {len(row)} fields, and the header {len(header)}. Quote texts that have commas."
+                )
+            elif row:
+                yield row[column]
+            line = rows.line_num + 1
+    except UserError:
+        raise
+    except csv.Error as error:
+        raise InvalidValue(
+            f"{file.path}, line {line}: this is not CSV ({error}). Close each quote, and double those within."
+        ) from None
+    except ValueError as error:
+        raise InvalidValue(f"{file.path}, line {line}: {error}") from None
+
+
+def _csv_lines(file: SourceFile) -> Iterator[str]:
+    for position, data, _ in _segments(file, _LINES, 0, _END):
+        yield from io.StringIO(_decoded(file, position, data), newline="")  # with their line ends
+
+
+def _csv_column(header: Sequence[str], field: str) -> int:
+    if header.count(field) == 1:
+        return header.index(field)
+    number = "several columns" if field in header else "no column"
+    names = [textwrap.shorten(name, 40) for name in header]  # without a header they are a text
+    raise ValueError(f"the first line, which names the columns, has {number} {field!r}. {_names(field, names)}")
+
+
+def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     from pyarrow import parquet
 
     if not file.serves_ranges:
-        raise ValueError(f"{file.path}: a Parquet file is read in parts, which this server does not send. Download it.")
+        raise InvalidValue(
+            f"{file.path}: a Parquet file is read in parts, which this server does not send. Download it."
+        )
     with (
         _damage_named(file, "Parquet"),
         open_file(file) as stream,
@@ -433,11 +616,11 @@ def _read_parquet(file: SourceFile, options: TextOptions, start: int, stop: int)
         for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
             if start <= begin < stop:
                 batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field], use_threads=False)
-                yield from _column_pieces(file, options, row, batches)
+                yield from _column_documents(file, options, row, batches)
             row += group.num_rows
 
 
-def _read_arrow(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[Piece]:
+def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     from pyarrow import ipc
 
     with _damage_named(file, "Arrow"), open_file(file) as stream:
@@ -448,7 +631,7 @@ def _read_arrow(file: SourceFile, options: TextOptions, start: int, stop: int) -
             stream.seek(0)
         batches = ipc.open_stream(stream)
         _check_column(file, options, batches.schema)
-        yield from _column_pieces(file, options, 0, batches)
+        yield from _column_documents(file, options, 0, batches)
 
 
 @contextmanager
@@ -469,56 +652,56 @@ def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
 
     field = options.text_field
     if field not in schema.names:
-        raise ValueError(f"{file.path} has no column {field!r}. {_names(field, schema.names)}")
+        raise InvalidValue(f"{file.path} has no column {field!r}. {_names(field, schema.names)}")
     kind = schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise ValueError(f"{file.path}: the column {field!r} must be of strings and is of {kind}. Set data.text_field.")
+        raise InvalidValue(
+            f"{file.path}: the column {field!r} must be of strings and is of {kind}. Set data.text_field."
+        )
 
 
-def _column_pieces(file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any]) -> Iterator[Piece]:
+def _column_documents(file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any]) -> Iterator[str]:
     for batch in batches:
         column = batch.column(options.text_field)
         for start in range(0, len(column), _ROWS):
             try:
                 texts = column.slice(start, _ROWS).to_pylist()
             except UnicodeDecodeError as error:
-                raise ValueError(
+                raise InvalidValue(
                     f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
                     f"({error.reason}). Make the file anew."
                 ) from None
             for text in texts:
                 if text is None:
-                    raise ValueError(
+                    raise InvalidValue(
                         f"{file.path}, row {row} (counted from 0): the column {options.text_field!r} must be a string "
                         "and is null. Mend or drop the row."
                     )
-                yield from _document_pieces(text, options)
+                yield text
                 row += 1
 
 
-# What may go wrong with any of them.
-
-
-def _check_unchanged(file: SourceFile) -> None:
-    if is_url(file.path) or not os.path.exists(file.path):
-        return
-    now = os.stat(file.path)
-    if (now.st_size, str(now.st_mtime_ns)) != (file.size, file.stamp):
-        raise OSError(
-            f"{file.path} changed while it was read: it had {file.size} bytes and has {now.st_size}. Start again when "
-            "nothing writes to it."
-        )
-
-
-def _explained(file: SourceFile, error: Exception) -> Exception:
-    """An error of the disk or the network with the file's name; one that is clear already as it is."""
-    if isinstance(error, ValueError):
-        return error
-    if is_url(file.path):
-        return unreachable(file.path, error)
-    if isinstance(error, OSError):
-        return type(error)(
-            f"{file.path} cannot be read: {error.strerror or error}. Check its permissions and its disk."
-        )
-    return error
+# What each file is by its extension, in one place.
+FORMATS = {
+    form.extension: form
+    for form in (
+        Format(".txt", "text", cut="within documents"),
+        Format(".md", "text", cut="within documents"),
+        Format(".jsonl", "jsonl", _jsonl_documents, cut="between documents"),
+        Format(".ndjson", "jsonl", _jsonl_documents, cut="between documents"),
+        # C4 calls its lines of JSON .json.gz.
+        Format(".json", "jsonl", _jsonl_documents, cut="between documents", in_directories=False),
+        Format(".csv", "csv", _csv_documents, in_directories=False),
+        Format(
+            ".parquet",
+            "parquet",
+            _parquet_documents,
+            cut="between documents",
+            may_be_compressed=False,
+            package="pyarrow",
+            extra="parquet",
+        ),
+        Format(".arrow", "arrow", _arrow_documents, may_be_compressed=False, package="pyarrow", extra="parquet"),
+    )
+}

@@ -1,166 +1,249 @@
-"""what a user points at -> files: local ones, folders, globs, URLs and datasets; and how to open them."""
+"""what a user points at -> files: local ones, directories, globs, URLs and datasets."""
 
+import errno
 import glob
 import importlib.util
-import io
 import json
 import os
 import re
-import stat
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-SHIPPED_TEXT = Path(__file__).parents[1] / "assets" / "tale.txt"
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError, without_secrets
+from gpt2_lit.text.files import (
+    SHIPPED_TEXT,
+    SourceFile,
+    filesystem_of,
+    is_http,
+    is_url,
+    local_file,
+    remote_file,
+    unreadable,
+    web_file,
+)
+from gpt2_lit.text.readers import FORMATS, TextOptions, compression_of, extensions, format_of, read_pieces
 
-# What a file is, by the ending of its name; any other is plain text. A folder's .json files are left alone, as those
-# that lie beside texts describe them; one that is named is read as lines of JSON (C4 calls its own .json.gz).
-KINDS = {
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}  # of text and lines of JSON
-
-Source = str | os.PathLike | Sequence[str | os.PathLike]
-
-
-class SourceFile(NamedTuple):
-    """A file to read: what it was when it was found."""
-
-    path: str  # as the user named it: a local path or a URL
-    size: int  # bytes, as stored; 0 where a server does not say
-    stamp: str  # what changes when the content does: time of change in ns, ETag, ...
-    serves_ranges: bool = True  # False: a server that sends a file from its start only
-
-    @property
-    def kind(self) -> str:
-        """text, jsonl, parquet or arrow."""
-        return KINDS.get(_endings(self.path)[0], "text")
-
-    @property
-    def compression(self) -> str:
-        """gz, zst or nothing."""
-        return COMPRESSIONS.get(_endings(self.path)[1], "")
-
-    @property
-    def can_be_cut(self) -> bool:
-        """Whether a part of it can be read without the rest."""
-        return self.serves_ranges and not self.compression and self.kind != "arrow"
+# What a user may give. In this order: with os.PathLike, or Path before Sequence, jsonargparse makes a string of a list.
+SourceChoice = str | Sequence[str | Path] | Path | None
 
 
-def find_files(source: Source | None) -> list[SourceFile]:
-    """The files that a source stands for, each once, in sorted order of their paths.
+@dataclass(frozen=True)
+class Source:
+    """What a user points at: files, directories, globs like ``books/**/*.txt`` and URLs.
 
     Args:
-        source: A file, a folder, a glob like ``books/**/*.txt``, a URL, or several of them. A folder stands for its
-            files that end in .txt, .md, .jsonl, .ndjson (also with .gz or .zst behind), .parquet or .arrow, also in
-            folders below, without the hidden ones; of a dataset that was saved to disk it takes the files that belong
-            to it. A file that is named is read whatever its ending, as plain text if it is none of these.
-            None is the tale that ships with the package.
-
-    Raises:
-        FileNotFoundError: If a path or URL does not exist, a glob matches no file, or a folder has none to read.
-        OSError: If something cannot be looked at: no permission, no connection.
-        ValueError: If the source is an empty list or name, a pipe, a dataset of several splits, or needs a package
-            that is not installed.
+        names: The names, with ``~`` written out.
 
     Example:
-        >>> [Path(file.path).name for file in find_files(None)]
-        ['tale.txt']
+        >>> Source.of(["a.txt", Path("b")])
+        Source(names=('a.txt', 'b'))
+        >>> print(Source.of(None))
+        the tale that ships with gpt2_lit (tale.txt)
     """
-    names = [SHIPPED_TEXT] if source is None else [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    if not names or "" in names:
-        raise ValueError(f"data.source is empty: {source!r}. Give at least one text file or folder.")
-    files: list[SourceFile] = []
-    for name in [os.fspath(name) for name in names]:
-        files += _remote_files(name) if is_url(name) else _local_files(name)
-    # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
-    named: dict[str, SourceFile] = {}
-    for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
-        named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
-    files = list(named.values())
-    _check_readable(files)
-    return files
 
+    names: tuple[str, ...]
 
-def open_file(file: SourceFile) -> io.BufferedReader:
-    """The bytes of a file as they are stored, from wherever it is; an error is the file system's own.
+    @classmethod
+    def of(cls, choice: Any) -> "Source":
+        """The source that a user gave, a :data:`SourceChoice`; None is the tale that ships with the package."""
+        if isinstance(choice, Source):
+            return choice
+        if choice is None or isinstance(choice, (str, bytes, os.PathLike)) or not isinstance(choice, Iterable):
+            choices = [SHIPPED_TEXT if choice is None else choice]
+        else:
+            choices = list(choice)  # once, as it may be a generator
+        names: tuple[Any, ...] = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
+        if not all(isinstance(name, str) for name in names):
+            raise InvalidType(f"data.source must be a path, a URL or a list of these, got {reprlib.repr(choice)}.")
+        if not names or "" in names:
+            raise InvalidValue(
+                f"data.source is empty: {reprlib.repr(choice)}. Give at least one text file or directory."
+            )
+        return cls(tuple(name if is_url(name) else os.path.expanduser(name) for name in names))
 
-    Example:
-        >>> [tale] = find_files(None)
-        >>> with open_file(tale) as stream:
-        ...     len(stream.read()) == tale.size
-        True
-    """
-    if not is_url(file.path):
-        return open(file.path, "rb")
-    filesystem, path = _filesystem(file.path)
-    options = {} if file.serves_ranges else {"block_size": 0}  # fsspec's sign for: as one stream
-    return io.BufferedReader(filesystem.open(path, "rb", **options), 1 << 17)  # bytes at a time
+    def __str__(self) -> str:
+        first, *others = self.names
+        if self.names == (str(SHIPPED_TEXT),):
+            return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
+        return without_secrets(f"{first} to {others[-1]}" if others else first)
 
+    def find_files(self) -> list[SourceFile]:
+        """The files that it stands for, each once, in sorted order of their paths.
 
-def is_url(name: str) -> bool:
-    """Whether a name is that of a file elsewhere."""
-    return "://" in name
+        A directory stands for its files with the extensions of :data:`gpt2_lit.text.readers.FORMATS`, also in
+        directories below, without the hidden ones; of a dataset that was saved to disk it takes the files that belong
+        to it. A file that is named is read whatever its extension, as plain text if it is none of these.
 
+        Raises:
+            MissingFile: If a path or URL does not exist, a glob matches no file, or a directory has none to read.
+            FileError: If something cannot be looked at: no connection, a broken disk; NotPermitted if it may not be.
+            InvalidValue: If it is a pipe, or a directory of several splits, or of tokens beside texts.
+            MissingPackage: If a file takes a package that is not installed.
 
-def unreachable(url: str, error: Exception) -> OSError:
-    """What to raise where a URL cannot be read, of what its file system raised."""
-    cause = error.__cause__ or error  # fsspec's own for HTTP is a FileNotFoundError, whatever happened
-    status = getattr(cause, "status", None)
-    reason = f"HTTP status {status} {getattr(cause, 'message', '')}" if status else f"{type(cause).__name__}: {cause}"
-    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-    return kind(f"{url} cannot be read: {reason.strip()}. Check the address, the network and the rights to read it.")
+        Example:
+            >>> [Path(file.path).name for file in Source.of(None).find_files()]
+            ['tale.txt']
+        """
+        return self.look()[0]
 
+    def look(self) -> tuple[list[SourceFile], str]:
+        """The same files, and a line on what directories and patterns gave and what was passed over; else empty."""
+        passed_over: list[str] = []
+        files: list[SourceFile] = []
+        for name in self.names:
+            files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
+        # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
+        named: dict[str, SourceFile] = {}
+        for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
+            named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
+        files = list(named.values())
+        _check_readable(files)
+        by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
+        return files, _report(files, passed_over) if passed_over or any(
+            file.path not in by_name for file in files
+        ) else ""
 
-# What a source stands for.
-
-
-def _endings(path: str) -> tuple[str, str]:
-    """The ending that tells the kind, and behind it that of the compression: (".jsonl", ".gz")."""
-    name = re.split("[?#]", path)[0] if path.startswith(("http://", "https://")) else path
-    rest, ending = os.path.splitext(name.lower())
-    if ending not in COMPRESSIONS:
-        return ending, ""
-    return os.path.splitext(rest)[1], ending
+    def read(self, options: TextOptions) -> Iterator[str]:
+        """Its documents, in pieces: what a vocabulary of words is made of."""
+        return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
 
 
 def _is_to_read(path: str) -> bool:
-    """Whether a folder's file is read without being named."""
-    ending, compression = _endings(path)
-    return ending in KINDS and ending != ".json" and (not compression or KINDS[ending] in ("text", "jsonl"))
+    """Whether a directory's file is read without being named."""
+    form = FORMATS.get(extensions(path)[0])
+    return form is not None and form.in_directories and (form.may_be_compressed or not compression_of(path))
 
 
-def _files_to_read(paths: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
-    """Of all files below a folder those to read; of a saved dataset those that it consists of."""
+def _files_to_read(
+    directory: str, paths: Iterable[str], read: Callable[[str], bytes], passed_over: list[str]
+) -> list[str]:
+    """Of all files below a directory those to read; of a saved dataset those that it consists of."""
     paths = list(paths)
-    chosen = [path for path in paths if _is_to_read(path)]
+    chosen = _without_caches(paths, [path for path in paths if _is_to_read(path)], read)
+    others = sorted(set(paths).difference(chosen))
+    _check_tokens(directory, chosen, others)
+    _check_splits(directory, chosen)
+    passed_over += others
+    return chosen
+
+
+def _without_caches(paths: list[str], chosen: list[str], read: Callable[[str], bytes]) -> list[str]:
+    """Of saved datasets only the files that they consist of, and not what is cached beside them."""
     for path in paths:
-        folder, name = os.path.split(path)
+        directory, name = os.path.split(path)
         if name == "dataset_dict.json":
             splits = _json_object(read(path)).get("splits", [])
             if len(splits) > 1:
-                raise ValueError(
-                    f"data.source: {folder} is a dataset of several splits ({', '.join(splits)}), which should not get "
-                    f"mixed. Name the one to read: {folder}/{splits[0]}"
+                raise InvalidValue(
+                    f"data.source: {directory} is a dataset of several splits ({', '.join(splits)}), which should not "
+                    f"get mixed. Name the one to read: {directory}/{splits[0]}"
                 )
         elif name == "state.json" and "_data_files" in (state := _json_object(read(path))):
-            # What datasets caches lies in the same folder, under the same ending.
+            # What datasets caches lies in the same directory, with the same extension.
             parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
             if missing := parts.difference(paths):
-                raise ValueError(f"data.source: the dataset {folder} lacks its file {min(missing)}. Copy it anew.")
+                raise InvalidValue(f"data.source: the dataset {directory} lacks its file {min(missing)}. Copy it anew.")
             if state.get("_indices_data_files"):  # of versions of 2020; the rows are not those of the dataset
-                raise ValueError(
-                    f"data.source: the dataset {folder} has the order of its rows in a file of its own, which is not "
-                    "read. Load it with datasets and save it again."
+                raise InvalidValue(
+                    f"data.source: the dataset {directory} has the order of its rows in a file of its own, which is "
+                    "not read. Load it with datasets and save it again."
                 )
-            chosen = [path for path in chosen if os.path.dirname(path) != folder or path in parts]
+            chosen = [path for path in chosen if os.path.dirname(path) != directory or path in parts]
     return chosen
+
+
+# Files of a token store of ours, which may lie below a directory of texts without being meant.
+_OUR_TOKENS = re.compile(r"(tokens|documents)-[0-9a-f]{16}\.bin")
+
+
+def _check_tokens(directory: str, chosen: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse a directory whose text may only describe what lies beside it: tokens, or C4's lines of JSON."""
+    for what, is_it in (
+        ("tokens", lambda path: path.lower().endswith(".bin") and not _OUR_TOKENS.fullmatch(os.path.basename(path))),
+        ("compressed JSON", lambda path: extensions(path)[0] == ".json" and compression_of(path)),
+    ):
+        found = [path for path in others if is_it(path)]
+        if found:
+            beside = f" beside text ({_some(directory, chosen)})" if chosen else ""
+            instead = f", or {_pattern(chosen)} for the text" if chosen else ""
+            raise InvalidValue(
+                f"data.source: the directory {directory} holds {what} ({_some(directory, found)}){beside}. Name what "
+                f"you mean: {_pattern(found)}{instead}."
+            )
+
+
+_SPLIT = re.compile(r"(?<![a-z\d])(train|training|validation|valid|val|dev|eval|test)(?![a-z])")
+_SPLIT_NAMES = {"training": "train", "test": "test", "train": "train"}  # the others are validation
+
+
+def _check_splits(directory: str, chosen: Sequence[str]) -> None:
+    """Refuse names that differ only in the split that they name: train-0-of-2.parquet and test-0-of-1.parquet."""
+    found: dict[tuple, dict[str, str]] = {}
+    for path in chosen:
+        *parents, name = os.path.relpath(path, directory).replace(os.sep, "/").split("/")
+        for depth, part in enumerate([*parents, name]):
+            is_file = depth == len(parents)
+            stem = part.lower().removesuffix("".join(extensions(part)) if is_file else "")
+            split = _SPLIT.search(stem)
+            if split:
+                rest = re.sub(r"\d+", "0", f"{stem[: split.start()]}*{stem[split.end() :]}")
+                key = (*parents[:depth], rest, format_of(part).kind if is_file else "")
+                place = "/".join((*parents[:depth], part))
+                found.setdefault(key, {}).setdefault(_SPLIT_NAMES.get(split[1], "validation"), place)
+                break
+    for key, places in found.items():
+        # Directories of programs are called test and dev too.
+        if len(places) > 1 and (key[-1] or "train" in places):
+            place = places.get("train") or next(iter(places.values()))
+            way = re.sub(r"\d+", "*", place) if key[-1] else place
+            raise InvalidValue(
+                f"data.source: the directory {directory} holds several splits of a dataset "
+                f"({', '.join(places.values())}), which should not get mixed. Name the one to read: "
+                f"{os.path.join(directory, way)}; for all of them give each as an item of a list."
+            )
+
+
+def _some(directory: str, paths: Sequence[str]) -> str:
+    names = [os.path.relpath(path, directory) for path in paths[:2]]
+    return ", ".join(names) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """A pattern for files like the first of these; of tokens of several splits those to train on."""
+    paths = [path for path in paths if "train" in os.path.basename(path)] or paths
+    parent, name = os.path.split(paths[0])
+    return paths[0] if len(paths) == 1 else os.path.join(parent, "*" + "".join(extensions(name)))
+
+
+def _report(files: Sequence[SourceFile], passed_over: Sequence[str]) -> str:
+    num_bytes = sum(file.size for file in files)
+    size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes:,} bytes"
+    report = f"data.source: {len(files):,} files ({_kinds([file.path for file in files])}), {size}"
+    gone = [path for path in passed_over if path.endswith(_GONE)]
+    others = [path for path in passed_over if not path.endswith(_GONE)]
+    report += f"; passed over: {_kinds(others)}" if others else ""
+    return report + (f"; {', '.join(gone[:3])}" + (f" and {len(gone) - 3} more" if gone[3:] else "") if gone else "")
+
+
+def _kinds(paths: Sequence[str]) -> str:
+    """How many there are of each extension, the most frequent first: "12 .txt, 1 .md"."""
+    counts = Counter(
+        _HIDDEN if _is_hidden(path) else "".join(extensions(path)) or "without extension" for path in paths
+    )
+    kinds = [f"{number:,} {kind}" for kind, number in counts.most_common()]
+    return ", ".join(kinds[:6]) + (f" and {len(kinds) - 6} kinds more" if kinds[6:] else "")
+
+
+_GONE = " (a link to nothing)"
+_HIDDEN = "hidden"
+
+
+def _is_hidden(path: str) -> bool:
+    return os.path.basename(path).startswith(".")
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
@@ -173,151 +256,151 @@ def _json_object(raw: bytes) -> dict[str, Any]:
 
 
 _NOTHING_TO_READ = (
-    "has no text file ({}), nor have the folders below it. Name the files themselves if they end otherwise."
-).format(", ".join(sorted({*KINDS} - {".json"})))
+    f"has no text file ({', '.join(sorted(form.extension for form in FORMATS.values() if form.in_directories))}), nor "
+    "have the directories below it. Name the files themselves if they have other extensions."
+)
 
 
-def _local_files(name: str) -> list[SourceFile]:
-    path = Path(os.path.expanduser(name))
+def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
     try:
-        if path.is_dir():
-            paths = _files_to_read(_files_below(path), lambda path: Path(path).read_bytes())
+        if os.path.isdir(name):
+            paths = _below(name, passed_over)
             if not paths:
-                raise FileNotFoundError(f"data.source: the folder {path} {_NOTHING_TO_READ}")
-        elif path.exists():
-            paths = [str(path)]
-        elif any(sign in name for sign in "*?["):
-            paths = [found for found in glob.glob(str(path), recursive=True) if os.path.isfile(found)]
-            if not paths:
-                raise FileNotFoundError(
-                    f"data.source: no file matches {path} (looked in {Path.cwd()}). Check the spelling; ** stands for "
-                    "any folders between, and hidden files are left out."
-                )
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+        elif os.path.exists(name):
+            paths = [name]
         else:
-            raise FileNotFoundError(
-                f"data.source: there is no file or folder {path} (looked in {Path.cwd()}). Check the spelling, "
-                "or leave data.source out to use the tale that ships with gpt2_lit."
-            )
-        return [_local_file(str(Path(path))) for path in paths]
+            paths = _matches(name, passed_over)
+            if not paths:
+                raise _missing(name)
+        return [local_file(str(Path(path))) for path in paths]
+    except UserError:
+        raise
     except OSError as error:
-        if error.errno is None:  # said by us
-            raise
-        raise type(error)(
-            f"data.source: {error.filename or path} cannot be read: {error.strerror}. Check its permissions, and that "
-            "its disk is there."
-        ) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise _missing(name) from None
+        raise unreadable(f"data.source: {error.filename or name}", error) from None
 
 
-def _files_below(folder: Path) -> Iterator[str]:
-    def stop(error: OSError) -> None:
-        raise error  # os.walk would leave the folder out
-
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if os.path.isfile(path))
-
-
-def _local_file(path: str) -> SourceFile:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(
-            f"data.source: {path} is a pipe or a device, which can be read only once. Write what it gives to a file."
+def _missing(name: str) -> UserError:
+    if "\n" in name or len(name) > 255:
+        return InvalidValue(
+            f"data.source must be a path or a URL, and {reprlib.repr(name)} looks like a text ({len(name):,} "
+            "characters). Write it to a file and give that."
         )
-    return SourceFile(path, status.st_size, str(status.st_mtime_ns))
+    if any(sign in name for sign in "*?["):
+        return MissingFile(
+            f"data.source: no file matches {name} (looked in {Path.cwd()}). Check the spelling; ** stands for "
+            "any directories between, and hidden files are left out."
+        )
+    return MissingFile(
+        f"data.source: there is no file or directory {name} (looked in {Path.cwd()}). Check the spelling, "
+        "or leave data.source out to use the tale that ships with gpt2_lit."
+    )
+
+
+def _below(directory: str, passed_over: list[str]) -> list[str]:
+    paths = [
+        os.path.join(parent, name) for parent, names in _directories(directory, passed_over) for name in sorted(names)
+    ]
+    paths = [path for path in paths if _is_there(path, passed_over)]
+    return _files_to_read(directory, paths, lambda path: Path(path).read_bytes(), passed_over)
+
+
+def _matches(pattern: str, passed_over: list[str]) -> list[str]:
+    """The files that match, and of directories that match the files to read."""
+    paths = []
+    for path in _glob(pattern):
+        if os.path.isdir(path):
+            paths += [] if "**" in pattern else _below(path, passed_over)
+        elif _is_there(path, passed_over):
+            paths.append(path)
+    return paths
+
+
+_STARS = rf"(?:^|(?<=[{re.escape(os.sep)}/]))\*\*(?:[{re.escape(os.sep)}/]|$)"  # as a whole directory
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """As glob's, whose ** goes round in circles of links, and passes over what it cannot read."""
+    head, *tail = re.split(_STARS, pattern, maxsplit=1)
+    if not tail:
+        yield from glob.glob(pattern)
+        return
+    for base in glob.glob(head) if head else [""]:
+        for directory, _ in _directories(base or ".", []):
+            yield from _glob(os.path.join(glob.escape(directory), tail[0] or "*"))
+
+
+def _is_there(path: str, passed_over: list[str]) -> bool:
+    if os.path.islink(path) and not os.path.exists(path):
+        passed_over.append(path + _GONE)
+    return os.path.isfile(path)
+
+
+def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A directory and those below that are not hidden, each once, with the names of their files.
+
+    Links are followed after all else, so that a file is named by where it lies, and not to where they lead upwards.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error  # os.walk would leave the directory out
+
+    seen, links = set(), [top]
+    for start in links:
+        for parent, names, files in os.walk(start, onerror=stop):
+            place = os.path.realpath(parent)
+            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+                names.clear()
+                continue
+            seen.add(place)
+            passed_over += [name for name in (*names, *files) if _is_hidden(name)]
+            names[:] = sorted(name for name in names if not _is_hidden(name))
+            links += [os.path.join(parent, name) for name in names if os.path.islink(os.path.join(parent, name))]
+            yield parent, [name for name in files if not _is_hidden(name)]
 
 
 def _check_readable(files: list[SourceFile]) -> None:
     """Find out before hours of work what cannot be read for want of a package."""
     needed: dict[tuple[str, str], str] = {}
     for file in files:
-        if file.kind in ("parquet", "arrow"):
-            if file.compression:
-                raise ValueError(
-                    f"data.source: {file.path} is compressed twice over. Unpack its .{file.compression} first."
-                )
-            needed.setdefault(("pyarrow", "parquet"), file.path)
-        elif file.compression == "zst":
-            needed.setdefault(("zstandard", "zstd"), file.path)
-    for (module, extra), path in needed.items():
-        if importlib.util.find_spec(module) is None:
-            raise ValueError(
-                f"data.source: to read {path} takes {module}, which is not installed. "
+        form, compression = format_of(file.path), compression_of(file.path)
+        if compression and not form.may_be_compressed:
+            raise InvalidValue(
+                f"data.source: {file.path} is compressed twice over. Unpack its .{compression.name} first."
+            )
+        for takes in (form, compression):
+            if takes and takes.package:
+                needed.setdefault((takes.package, takes.extra), file.path)
+    for (package, extra), path in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(
+                f"data.source: to read {path} takes {package}, which is not installed. "
                 f"Install it by: pip install 'gpt2-lit[{extra}]'"
             )
 
 
-# Files at the other end of a URL.
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the file's name in it."""
-    import fsspec
-
-    options = {}
-    if url.startswith(("http://", "https://")):
-        import aiohttp
-
-        # The bytes as they are stored, so that sizes and ranges mean them; proxies of the environment; no limit to the
-        # time of a whole file (aiohttp's is five minutes), but to that of silence.
-        options["client_kwargs"] = {
-            "headers": {"Accept-Encoding": "identity"},
-            "auto_decompress": False,
-            "trust_env": True,
-            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300),
-        }
+def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
     try:
-        return fsspec.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one that takes a package
-        raise ValueError(f"data.source: {url} cannot be read: {error}.") from None
-
-
-def _remote_files(url: str) -> list[SourceFile]:
-    try:
-        filesystem, path = _filesystem(url)
-        is_http = url.startswith(("http://", "https://"))  # where * and ? are plain letters and folders are pages
-        if not is_http and any(sign in path for sign in "*?["):
+        if is_http(url):
+            return [web_file(url)]
+        filesystem, path = filesystem_of(url)
+        if any(sign in path for sign in "*?["):
             found = filesystem.glob(path, detail=True)
             found = {name: info for name, info in found.items() if info["type"] == "file"}
-        elif not is_http and filesystem.isdir(path):
+        elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
             shown = [name for name in found if "/." not in name.removeprefix(path)]
-            found = {name: found[name] for name in _files_to_read(shown, filesystem.cat_file)}
+            chosen = _files_to_read(path, shown, filesystem.cat_file, passed_over)
+            found = {name: found[name] for name in chosen}
         else:
             found = {url: filesystem.info(path)}
-            if is_http:
-                found[url]["ranges"] = _serves_ranges(filesystem, path, found[url].get("size"))
-    except ValueError:  # said by us
+        files = [remote_file(filesystem, name, info) for name, info in found.items()]
+    except UserError:
         raise
     except Exception as error:  # each file system has its own
-        raise unreachable(url, error) from None
-    if not found:
-        raise FileNotFoundError(f"data.source: {url} matches no file, or is a folder that {_NOTHING_TO_READ}")
-    return [
-        SourceFile(
-            name if is_url(name) else filesystem.unstrip_protocol(name),
-            info.get("size") or 0,
-            _stamp(filesystem, name, info),
-            info.get("ranges", True),
-        )
-        for name, info in found.items()
-    ]
-
-
-def _stamp(filesystem: Any, name: str, info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created"):
-        if info.get(key):
-            return str(info[key])
-    return filesystem.ukey(name)
-
-
-def _serves_ranges(filesystem: Any, path: str, size: int | None) -> bool:
-    """Whether an HTTP server answers with a part of a file, found out by its last byte."""
-    if not size:
-        return False
-    try:
-        with filesystem.open(path, block_size=1, cache_type="none") as stream:
-            stream.seek(size - 1)
-            return len(stream.read(1)) == 1
-    except ValueError:  # fsspec's, at an answer that is no part
-        return False
+        raise unreadable(url, error) from None
+    if not files:
+        raise MissingFile(f"data.source: {url} matches no file, or is a directory that {_NOTHING_TO_READ}")
+    return files
