@@ -207,6 +207,15 @@ def test_without_a_logger_nothing_is_written(here: Callable[..., str], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(here: Callable[..., str], tmp_path: Path) -> None:
+    assert "must map (B, T, D)" in here("fit", *SMALL, "--model.backbone=test_cli.CutsOff")
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_no_checkpoint_is_named_that_was_not_written(here: Callable[..., str]) -> None:
+    assert "last.ckpt" not in here("fit", *SMALL, "--trainer.limit_train_batches=0")
+
+
 def test_fast_dev_run_and_overfit_batches_work(here: Callable[..., str]) -> None:
     assert "Epoch 0: 100%" in here("fit", *SMALL, "--trainer.fast_dev_run=true")
     assert "Epoch 0: 100%" in here("fit", *SMALL, "--trainer.overfit_batches=2", "--trainer.max_epochs=1")

@@ -1,5 +1,7 @@
 import errno
+import io
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -40,3 +42,11 @@ def test_the_log_is_shown_in_plain_lines_once(capsys: Any) -> None:
     logging.getLogger("gpt2_lit.store.prepare").info("%d shards were encoded", 3)
     logging.getLogger("gpt2_lit.store.prepare").debug("not this")
     assert capsys.readouterr() == ("", "3 shards were encoded\n")
+
+
+def test_what_a_console_cannot_show_is_escaped(monkeypatch: Any) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    prepare_console()
+    print("caf\xe9 \u5c71 \udce9", flush=True)
+    assert console.buffer.getvalue() == b"caf\xe9 \\u5c71 \\udce9\n"

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from conftest import logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
 from gpt2_lit.cli.run import RunCheckpoint, RunLogger, find_checkpoint
 from gpt2_lit.data import order
+from gpt2_lit.errors import FileError
 from gpt2_lit.store.prepare import prepare
 
 EPOCH = 11  # batches: 44 windows of 4 tokens and one that is left, 4 windows a batch
@@ -359,8 +362,71 @@ def test_an_error_of_the_disk_names_the_checkpoint(tmp_path: Path, text: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Trainer, "save_checkpoint", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*last.ckpt.tmp'"):
+    with pytest.raises(FileError, match=r"last.ckpt cannot be written \(No space left on device\)"):
         train(tmp_path, text, max_epochs=1)
+
+
+def test_a_write_that_fails_leaves_the_former_checkpoint_and_nothing_else(
+    tmp_path: Path, text: Path, monkeypatch: Any
+) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    good = last.read_bytes()
+
+    def full(checkpoint: Any, file: Any) -> None:  # as torch tells of it
+        file.write(b"half")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("[enforce fail] unexpected pos")  # noqa: B904
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        train(tmp_path, text, last, max_epochs=2)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert last.read_bytes() == good
+
+
+def test_a_checkpoint_needs_no_directory_for_temporary_files(tmp_path: Path, text: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
+    train(tmp_path, text, max_epochs=1)
+    assert torch.load(tmp_path / "version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_runs_that_start_together_get_a_directory_each(tmp_path: Path) -> None:
+    (tmp_path / "version_3").mkdir()
+    (tmp_path / "version_old").mkdir()
+    with ThreadPoolExecutor(16) as threads:
+        loggers = [RunLogger(str(tmp_path)) for _ in range(16)]
+        assert sorted(threads.map(lambda logger: logger.version, loggers)) == list(range(4, 20))
+    assert len({logger.log_dir for logger in loggers}) == 16
+    assert RunLogger(str(tmp_path), version=3).version == 3
+    assert RunLogger(str(tmp_path), version="old").log_dir == str(tmp_path / "old")
+
+
+def test_only_rank_zero_makes_the_directory(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert RunLogger(str(tmp_path)).version == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_checkpoint_is_found_by_a_trainer_in_python(tmp_path: Path, text: Path) -> None:
+    data = GPTDataModule(text, "words", context_size=4, batch_size=4, val_fraction=0.2)
+    checkpoint = RunCheckpoint()
+    assert checkpoint.best_model_path == ""
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=RunLogger(str(tmp_path)),
+        callbacks=[checkpoint],
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data)
+    trainer.test(ckpt_path="best", datamodule=data, verbose=False)
+    assert trainer.ckpt_path == checkpoint.best_model_path == str(tmp_path / "version_0/checkpoints/best.ckpt")
+    assert checkpoint.last_model_path == str(tmp_path / "version_0/checkpoints/last.ckpt")
 
 
 def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: Path) -> None:

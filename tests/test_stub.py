@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from conftest import logged
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.text import Perplexity
@@ -274,3 +278,37 @@ def test_a_checkpoint_without_a_backbone_loads_by_its_path_alone(data, tmp_path)
     loaded = EmbeddingStub.load_from_checkpoint(tmp_path / "run.ckpt")
     assert dict(loaded.hparams) == dict(model.hparams)
     assert torch.equal(loaded.eval()(IDS), model.eval()(IDS))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_is_copied_and_pickled(clone):
+    model = stub()
+    assert torch.equal(clone(model)(IDS), model(IDS))
+    assert clone(model).configure_optimizers().defaults["lr"] == 0.003
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_clips_in_mixed_precision_like_one_that_is_not(data, tmp_path, precision, algorithm):
+    def weights(fused: bool) -> torch.Tensor:
+        def adam(params) -> torch.optim.Optimizer:
+            return torch.optim.SGD(params, lr=0.5, fused=fused)
+
+        model = stub(init="normal", optimizer=adam)
+        options = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "max_steps": 3}
+        trainer(tmp_path / str(fused), plugins=MixedPrecision(precision, "cpu"), **options).fit(model, data)
+        return model.embedding.token_embedding.weight.detach()
+
+    before = stub(init="normal").embedding.token_embedding.weight.detach()
+    assert torch.allclose(weights(fused=True), weights(fused=False), atol=1e-7)
+    assert not torch.equal(weights(fused=True), before)
+    if algorithm == "norm":
+        assert torch.linalg.norm(weights(fused=True) - before) <= 3 * 0.5 * 1e-3 * 1.001
+
+
+def test_a_learning_rate_that_lightning_finds_is_the_one_that_is_trained_with(data, tmp_path):
+    model = stub()
+    runs = trainer(tmp_path, max_epochs=3, callbacks=[LearningRateFinder(num_training_steps=20)])
+    runs.fit(model, data)
+    assert model.lr not in (None, 0.003)
+    assert runs.optimizers[0].param_groups[0]["lr"] == model.lr

@@ -339,3 +339,10 @@ def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
 
 def raise_read_only(*args: object, **kwargs: object) -> None:
     raise OSError(30, "Read-only file system")
+
+
+def test_without_a_home_directory_the_cache_is_one_that_cannot_be_made(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", str)
+    for name in ("GPT2_LIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert default_directory() == Path("/nonexistent/.cache/gpt2_lit")

@@ -338,7 +338,7 @@ def _whole(path: Path, is_writer: bool = True) -> Iterator[Path]:
     except BaseException as error:
         if is_writer:
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             raise FileError(
                 f"{path} cannot be written ({error.strerror or error}); a former one stays as it is. Make room, or set "
                 "trainer.logger.save_dir to another disk."

@@ -33,8 +33,7 @@ class Perplexity(MeanMetric):
 class EmbeddingStub(LightningModule):
     """Trains an EmbeddingModule to predict the next token through an optional backbone, until there is a whole GPT-2.
 
-    GPT-2's objective: embed the tokens, send the vectors through the backbone, compare the result with every vector of
-    the token table ("tied head"). docs/tensorboard.md says what is logged, and what it can learn without a backbone.
+    Its head is the token table ("tied head"). docs/tensorboard.md says what is logged, and what it can learn.
 
     Args:
         vocab_size: Number of token ids, V.
@@ -67,8 +66,7 @@ class EmbeddingStub(LightningModule):
         pad_vocab_to_multiple_of: int = 1,
     ) -> None:
         super().__init__()
-        # From the command line, backbone and optimizer are saved as the names and arguments that make them; from Python
-        # they are objects, which a checkpoint of plain values cannot hold.
+        # From Python, backbone and optimizer are objects, which a checkpoint of plain values cannot hold.
         self.save_hyperparameters(ignore="backbone")
         from_python = callable(self.hparams.get("optimizer"))
         self.save_hyperparameters(ignore=["backbone", "optimizer"] if from_python else None)
@@ -152,12 +150,8 @@ class EmbeddingStub(LightningModule):
 
     def _hidden(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         hidden = self.backbone(vectors)
-        if not isinstance(hidden, Tensor) or hidden.shape != vectors.shape:
-            found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise InvalidValue(
-                f"the backbone {type(self.backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same "
-                f"shape, and gave {found}. Set model.backbone to another, or its arguments to embed_dim."
-            )
+        if getattr(hidden, "shape", None) != vectors.shape:
+            raise _wrong_shape(self.backbone, vectors, hidden)
         return hidden
 
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
@@ -176,6 +170,14 @@ def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]
     return input_ids, target_ids, documents[0] if documents else None
 
 
+def _wrong_shape(backbone: nn.Module, vectors: Tensor, hidden: Any) -> InvalidValue:
+    found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    return InvalidValue(
+        f"the backbone {type(backbone).__name__} must map (B, T, D) = {tuple(vectors.shape)} to the same shape, and "
+        f"gave {found}. Set model.backbone to another, or its arguments to embed_dim."
+    )
+
+
 def _clip_mixed(plugin: MixedPrecision, optimizer: Any, clip_val: float, algorithm: str | None) -> None:
     """Clip in mixed precision with a fused optimizer too, which may find its gradients unscaled: Lightning refuses."""
     if plugin.scaler and getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -184,11 +186,7 @@ def _clip_mixed(plugin: MixedPrecision, optimizer: Any, clip_val: float, algorit
 
 
 class Throughput(Callback):
-    """Counts the tokens of a training, and logs tokens per second and the share of the time spent waiting for data.
-
-    All processes count together. Time for validation does not count. The waiting is measured by
-    :class:`gpt2_lit.data.datamodule.TimedDataLoader`; with another loader its share is not logged.
-    """
+    """Logs tokens per second, of all processes and without validation, and the share of time waiting for data."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
