@@ -30,53 +30,34 @@ logger = getLogger(__name__)
 class GPTDataModule(LightningDataModule):
     """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
-    The text becomes tokens, the tokens are split into ranges for train and val, and each range is cut into windows. A
-    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Seed and epoch alone decide the order.
-
-    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch::
-
-        data = GPTDataModule("tale.txt", context_size=32)
-        data.setup("fit")
-        for input_ids, target_ids in data.train_dataloader(): ...
+    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch. See docs/batches.md.
 
     Args:
-        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (all
-            four also .gz and .zst), .parquet, and datasets saved to disk. Documents are concatenated, separated by the
-            tokenizer's end of text. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write
-            them. None is the tale that ships with gpt2_lit.
-        tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
-            such as cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding,
-            or any object with encode, decode and n_vocab.
+        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (also
+            .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
+            and llm.c write them. None is the tale that ships with gpt2_lit.
+        tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
+            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
         context_size: Length of a window, in tokens.
-        stride: Distance between the starts of neighbouring training windows, in tokens. None is context_size: no
-            overlap. Windows of validation and test never overlap, so that each token counts once.
+        stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        val_source: Text for validation, in the forms of source. Then all of source is for training, and val_fraction
-            does not count.
+        val_source: Text for validation, in the forms of source, all of which is then for training.
         test_source: Text for test and predict, in the forms of source. None is what validation has.
-        seed: Decides the split and the order of training. It does not follow --seed_everything, so that runs which
-            start from other weights see the same data.
-        shuffle: Order of training. global draws from all windows; block permutes blocks of neighbouring windows, for
-            cold disks and stores larger than memory; both in another order each epoch. False is reading order.
+        seed: Decides the split and the order of training. It does not follow --seed_everything.
+        shuffle: global draws from all windows; block permutes blocks of neighbouring windows, for cold disks and stores
+            larger than memory. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
-        num_workers: Processes that prepare batches; 0 is the training process itself, which is fast enough for texts
-            that fit into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
+        num_workers: Processes that prepare batches. 0 is the training process, fast enough for texts that fit into
+            memory. Under DDP, guard your script with ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
-        document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
-            models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
-        cache_dir: Directory where the tokens are kept, so that a text is encoded once. None is $GPT2_LIT_CACHE, or
-            ~/.cache/gpt2_lit. It may be deleted at any time.
+        document_ids: Whether a batch also has position_ids and document_ids, for models that keep documents apart.
+        cache_dir: Directory where the tokens are kept. None is $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
-        token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
-        vocab_size: Number of ids in .bin files of another tokenizer, which are then shown as numbers. None is that of
-            the tokenizer.
+        token_dtype: Type of the ids in .bin files without a header.
+        vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
-
-    Raises:
-        ValueError: If a setting is out of its range; in ``setup``, if the text is too short, not UTF-8 or empty.
-        FileNotFoundError: If a source does not exist, in ``setup``.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -137,7 +118,7 @@ class GPTDataModule(LightningDataModule):
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
         self._progress_of_last_fit: Progress | None = None
-        self._limit_val_batches: int | float | None = None  # the trainer's own, while there is nothing to validate on
+        self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
     @property
     def vocab_size(self) -> int:
