@@ -3,6 +3,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -272,3 +273,37 @@ def test_peter_rabbit_begins_with_the_known_ids():
     ids = token_array(gpt2_tokenizer(), (DATA / "Peter_Rabbit.txt").read_text(encoding="utf-8"))
     assert ids[:15].tolist() == [7454, 2402, 257, 640, 612, 547, 1440, 1310, 22502, 896, 11, 290, 511, 3891, 198]
     assert len(ids) == 1547
+
+
+RUNS = st.lists(st.sampled_from([" ", "\n", "\t", "\xa0", "\x1c", "a", "1", ".", "'s", "\u3000"]), max_size=12).map(
+    "".join
+)
+
+
+@given(st.lists(RUNS, max_size=5))
+def test_ids_around_runs_of_whitespace_are_those_of_tiktoken(texts):
+    text = "   ".join(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "_LONG_RUN", re.compile(bpe._LONG_RUN.pattern.replace("10000", "3")))
+        found = bpe._ids_around_runs(gpt2_tokenizer(), text)
+    assert found.tolist() == gpt2_tokenizer().encode_ordinary(text)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\t"])
+def test_a_million_blanks_before_a_letter_are_encoded(monkeypatch, blank):
+    monkeypatch.setattr(bpe, "_gigatoken", lambda: None)
+    text = "begin" + 1_200_000 * blank + "end"
+    short = "begin" + 48 * blank + "end"  # more of the same stand in the middle of the long one
+    ids, few = (bpe.encoding_ids(gpt2_tokenizer(), each).tolist() for each in (text, short))
+    assert gpt2_tokenizer().decode(ids) == text
+    assert (ids[0], ids[-1]) == (few[0], few[-1])
+
+
+def test_what_tiktoken_cannot_encode_is_an_error_that_names_the_place():
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    other = tiktoken.Encoding("bytes", pat_str=r50k_pat_str + "|never", mergeable_ranks=ranks, special_tokens={})
+    text = "begin" + 1_200_000 * " " + "end"
+    with pytest.raises(ValueError, match=r"a run of 1,200,000 characters of whitespace at 5. Break it"):
+        bpe.encoding_ids(other, text)

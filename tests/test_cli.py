@@ -1,3 +1,4 @@
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -9,9 +10,10 @@ import pytest
 import torch
 import yaml
 from conftest import PROJECT, SMALL, logged
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from gpt2_lit import EmbeddingStub
+from gpt2_lit import EmbeddingStub, GPTDataModule
 from gpt2_lit.cli.main import main
 
 PETER_RABBIT = PROJECT.parent / "shared" / "data" / "Peter_Rabbit.txt"
@@ -325,6 +327,24 @@ def test_bad_input_gets_one_clear_error_before_any_step(
     assert "Traceback" not in printed
     assert "Epoch 0" not in printed, "it must be found before any step"
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_bug_keeps_its_traceback(here: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: GPTDataModule) -> str:
+        raise ValueError("in no words for a user")
+
+    monkeypatch.setattr(GPTDataModule, "summary", broken)
+    with pytest.raises(ValueError, match="in no words"):
+        here("fit", *SMALL)
+
+
+def test_a_full_disk_is_one_message_with_the_file(here: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Trainer, path: Path, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    printed = here("fit", *SMALL, "--trainer.max_steps=1")
+    assert printed.endswith("\nerror: logs/version_0/checkpoints/last.ckpt.tmp: No space left on device.")
 
 
 def test_the_tested_versions_are_those_that_are_installed() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gpt2_lit import GPTDataModule
 from gpt2_lit.cli.data_options import LEFT_OUT, add_data_options, data_options, given
-from gpt2_lit.cli.tool import TEXT_OPTIONS
+from gpt2_lit.cli.tool import RECIPE_OPTIONS
 from gpt2_lit.text.readers import TextOptions
 
 
@@ -51,5 +51,5 @@ def test_a_value_of_another_type_is_an_error(args: str) -> None:
         parse(args)
 
 
-def test_the_options_of_the_text_are_those_of_the_readers() -> None:
-    assert TextOptions._fields == TEXT_OPTIONS
+def test_a_store_is_prepared_with_the_options_of_the_readers_and_a_tokenizer() -> None:
+    assert ("tokenizer", *TextOptions._fields) == RECIPE_OPTIONS

@@ -16,7 +16,8 @@ from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_voca
 from gpt2_lit.data.order import permute
 from gpt2_lit.store import token_cache
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.text.sources import SHIPPED_TEXT
+from gpt2_lit.text.files import SHIPPED_TEXT
+from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
@@ -167,7 +168,7 @@ def test_counts_are_known_for_each_split_that_is_set_up(words):
 def test_settings_are_kept_under_their_names(words):
     data = GPTDataModule(words, context_size=7, batch_size=3, seed=5)
     kept = {name: getattr(data, name) for name in ("source", "context_size", "stride", "batch_size", "seed")}
-    assert kept == {"source": words, "context_size": 7, "stride": 7, "batch_size": 3, "seed": 5}
+    assert kept == {"source": Source.of(words), "context_size": 7, "stride": 7, "batch_size": 3, "seed": 5}
 
 
 def test_a_batch_is_a_pair_of_ids_and_the_ids_one_token_on(words):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import logging
 import os
 import random
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from gpt2_lit.store.prepare import prepare
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import open_store
 from gpt2_lit.store.verify import verify
-from gpt2_lit.store.workers import encode_shard
+from gpt2_lit.store.workers import encode_in_threads, encode_shard
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT
 from gpt2_lit.text.files import SHIPPED_TEXT
 from gpt2_lit.text.readers import TextOptions
@@ -75,20 +78,20 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A large file that is cut, a packed one, lines of JSON and many small files; half a megabyte."""
-    folder = tmp_path / "corpus"
-    (folder / "small").mkdir(parents=True)
-    (folder / "large.txt").write_text("\n\n".join(f"{number} {TALE}" for number in range(200_000 // len(TALE))))
-    with gzip.open(folder / "packed.txt.gz", "wt", compresslevel=1) as file:
+    directory = tmp_path / "corpus"
+    (directory / "small").mkdir(parents=True)
+    (directory / "large.txt").write_text("\n\n".join(f"{number} {TALE}" for number in range(200_000 // len(TALE))))
+    with gzip.open(directory / "packed.txt.gz", "wt", compresslevel=1) as file:
         file.write(TALE * 3)
     lines = [json.dumps({"text": f"{number}: {TALE[: number * 7]}", "id": number}) for number in range(200)]
-    (folder / "lines.jsonl").write_text("\n".join(lines))
+    (directory / "lines.jsonl").write_text("\n".join(lines))
     for number in range(60):
-        (folder / "small" / f"{number:03}.txt").write_text(f"{number} {TALE[number * 40 : number * 80 + 100]}")
-    return folder
+        (directory / "small" / f"{number:03}.txt").write_text(f"{number} {TALE[number * 40 : number * 80 + 100]}")
+    return directory
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
 def fresh(source: Path, recipe: Recipe | None = None) -> dict[str, bytes]:
@@ -132,8 +135,8 @@ FILES = st.lists(
 @given(FILES, st.integers(1, 80))
 @settings(deadline=None, max_examples=40)
 def test_a_store_holds_the_ids_of_the_documents_with_the_end_of_text_between(tmp_path_factory, files, shard_bytes):
-    folder = tmp_path_factory.mktemp("corpora")
-    corpus, documents = folder / "corpus", []
+    directory = tmp_path_factory.mktemp("corpora")
+    corpus, documents = directory / "corpus", []
     corpus.mkdir()
     for number, (ending, texts) in enumerate(files):
         if ending.startswith("txt"):
@@ -149,20 +152,20 @@ def test_a_store_holds_the_ids_of_the_documents_with_the_end_of_text_between(tmp
         patch.setattr("os.fsync", lambda descriptor: None)  # hundreds of files
         if not any(documents):
             with pytest.raises(ValueError, match="empty"):
-                prepare(corpus, folder / "store")
+                prepare(corpus, directory / "store")
         else:
-            manifest = prepare(corpus, folder / "store").manifest
+            manifest = prepare(corpus, directory / "store").manifest
             tokens = joined(documents)
-            assert read_all(folder / "store") == tokens
+            assert read_all(directory / "store") == tokens
             assert manifest.num_documents == len([text for text in documents if text])
             assert sum(shard.num_bytes for shard in manifest.shards) == len("".join(documents).encode())
-            store = open_store(folder / "store")
+            store = open_store(directory / "store")
             ends = [place for place in range(1, len(store)) if store.nearest_document_end(place, 0) == place]
             found = {store.nearest_document_end(place, len(store)) for place in range(len(store) + 1)}
             assert found == {0, len(tokens), *(place + 1 for place in range(len(tokens)) if tokens[place] == 50256)}
             assert len(ends) == len(store) - 1
-            assert verify(folder / "store") == []
-    shutil.rmtree(folder)
+            assert verify(directory / "store") == []
+    shutil.rmtree(directory)
 
 
 def test_several_processes_write_the_bytes_of_one(corpus, tmp_path):
@@ -202,7 +205,7 @@ def test_a_shard_depends_on_its_plan_alone(corpus, tmp_path):
         [file._replace(path=os.path.abspath(file.path)) for file in Source.of(corpus).find_files()], recipe, 20_000
     )
     (tmp_path / "elsewhere").mkdir()
-    shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe) for plan in reversed(plans)]
+    shards = [encode_shard(plan, LocalStorage(tmp_path / "elsewhere"), recipe).shard for plan in reversed(plans)]
     assert shards[::-1] == Manifest.load(tmp_path / "store").shards
     made, whole = tree(tmp_path / "elsewhere"), tree(tmp_path / "store")
     assert made == {name: whole[name] for name in made}
@@ -229,6 +232,46 @@ def test_a_corpus_of_any_size_has_a_bounded_number_of_shards(tmp_path, monkeypat
     monkeypatch.setattr(plan, "MAX_SHARDS", 8)
     (tmp_path / "large.txt").write_text("a b c d e f " * 40_000)
     assert len(prepare(tmp_path / "large.txt", tmp_path / "store").manifest.shards) in range(4, 9)
+
+
+@pytest.mark.parametrize(
+    ("releases_gil", "in_process_bytes", "num_processes", "expected"),
+    [
+        (True, 0, 3, ("threads", 3)),
+        (True, 1 << 30, 3, ("threads", 3)),
+        (True, 0, 1000, ("threads", 20)),
+        (False, 0, 3, ("processes", 3)),
+        (False, 0, 1, ("threads", 1)),
+        (False, 1 << 30, 3, ("threads", 1)),
+    ],
+)
+def test_threads_encode_where_the_gil_is_released_and_processes_where_they_pay(
+    tmp_path, monkeypatch, releases_gil, in_process_bytes, num_processes, expected
+):
+    used = []
+
+    def encode_in(kind: str, plans, storage, recipe, num_workers, on_progress):
+        used.append((kind, num_workers))
+        return encode_in_threads(plans, storage, recipe, num_workers, on_progress)
+
+    for kind in ("threads", "processes"):
+        monkeypatch.setattr(prepare_module, f"encode_in_{kind}", partial(encode_in, kind))
+    monkeypatch.setattr(prepare_module, "_IN_PROCESS_BYTES", in_process_bytes)
+    (tmp_path / "text.txt").write_text("word " * (SHARD_BYTES // 5) * 20)
+    tokenizer = replace(make_tokenizer("gpt2"), releases_gil=releases_gil)
+    prepare(tmp_path / "text.txt", tmp_path / "store", Recipe(tokenizer=tokenizer), num_processes)
+    assert used == [expected]
+
+
+def test_a_faster_tokenizer_is_recommended_for_large_texts(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "text.txt").write_text("word " * 100)
+    for least, is_installed in ((1000, False), (10, True), (10, False)):
+        assert "20 times faster" not in caplog.text
+        monkeypatch.setattr(prepare_module, "_WORTH_A_WORD_BYTES", least)
+        monkeypatch.setattr(prepare_module, "uses_gigatoken", lambda is_installed=is_installed: is_installed)
+        prepare(tmp_path / "text.txt", tmp_path / f"store {least} {is_installed}")
+    assert "pip install 'gpt2-lit[fast]' encodes about 20 times faster, to the same ids." in caplog.text
 
 
 # Again, and after changes.
@@ -328,7 +371,7 @@ def test_a_receipt_that_is_damaged_is_not_believed(corpus, tmp_path):
     assert tree(store) == expected
 
 
-# Folders.
+# Directories.
 
 
 @pytest.mark.parametrize(
@@ -400,11 +443,11 @@ def mount(*options: str) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of half a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder))
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", str(directory))
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
 
 
 def test_a_store_that_cannot_be_written_is_used_where_it_is_up_to_date(tmp_path, disk):
@@ -422,7 +465,7 @@ def test_a_store_that_cannot_be_written_is_used_where_it_is_up_to_date(tmp_path,
     assert read_all(disk / "store") == joined(["a text"])
 
 
-# Errors, after which it goes on.
+# Errors, after which it resumes.
 
 
 def test_a_disk_without_room_is_told_before_the_work(tmp_path, disk):
@@ -642,13 +685,13 @@ def nothing_to_open(store: Path) -> None:
 
 
 @linux
-def test_a_run_goes_on_after_a_stop_of_any_kind(corpus, tmp_path):
+def test_a_run_resumes_after_a_stop_of_any_kind(corpus, tmp_path):
     stop_often(corpus, tmp_path / "store", 4, lambda: nothing_to_open(tmp_path / "store"))
 
 
 @linux
 @pytest.mark.slow
-def test_a_run_goes_on_after_twenty_stops(corpus, tmp_path):
+def test_a_run_resumes_after_twenty_stops(corpus, tmp_path):
     for number in range(200):
         (corpus / "small" / f"more {number}.txt").write_text(TALE[:15_000])
     stop_often(corpus, tmp_path / "store", 20, lambda: nothing_to_open(tmp_path / "store"))
@@ -656,7 +699,7 @@ def test_a_run_goes_on_after_twenty_stops(corpus, tmp_path):
 
 @linux
 @pytest.mark.slow
-def test_an_update_goes_on_after_twenty_stops_and_the_former_store_stays_whole(corpus, tmp_path):
+def test_an_update_resumes_after_twenty_stops_and_the_former_store_stays_whole(corpus, tmp_path):
     store = tmp_path / "store"
     finished(start(corpus, store))
     before = read_all(store)
@@ -695,7 +738,7 @@ def test_programs_that_prepare_at_once_do_the_work_once(corpus, tmp_path, num_pr
     assert tree(store) == fresh(corpus)
 
 
-def test_who_waits_says_so_and_goes_on_where_the_other_was_stopped(corpus, tmp_path, capfd):
+def test_who_waits_says_so_and_resumes_where_the_other_was_stopped(corpus, tmp_path, capfd):
     store = tmp_path / "store"
     with LocalStorage(store).lock():
         waiting = start(corpus, store)
@@ -708,3 +751,35 @@ def test_the_errors_of_sources_keep_their_words(tmp_path):
         prepare(tmp_path / "nowhere", tmp_path / "store")
     assert caught.value.errno is None
     assert not (tmp_path / "store").exists()
+
+
+def test_ends_of_text_in_a_text_are_told_and_a_separator_makes_documents_of_it(tmp_path, caplog):
+    path = tmp_path / "stories.txt"
+    path.write_text("".join(f"Story {number} is short.\n<|endoftext|>\n" for number in range(100)))
+    done = prepare(path, tmp_path / "one", show_progress=False)
+    assert done.manifest.num_documents == 1
+    assert "100 times <|endoftext|> in the texts is kept as text" in caplog.text
+    assert "--data.document_separator '<|endoftext|>'" in caplog.text
+    caplog.clear()
+    recipe = Recipe(TextOptions(document_separator="<|endoftext|>"))
+    done = prepare(path, tmp_path / "many", recipe, show_progress=False)
+    assert done.manifest.num_documents == 100
+    assert not caplog.text
+    store = open_store(tmp_path / "many")
+    first = store.read(0, int(store.document_ends(0, len(store))[0])).tolist()
+    assert gpt2_tokenizer().decode(first) == "Story 0 is short.<|endoftext|>"
+
+
+def test_a_text_that_cannot_be_encoded_is_named(tmp_path):
+    class Broken:
+        n_vocab, eot_token, fingerprint = 10, 9, "broken"
+
+        def encode(self, text):
+            return [10]
+
+        def decode(self, ids):
+            return ""
+
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"a.txt: the tokenizer Broken gave the id 10"):
+        prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(tokenizer=make_tokenizer(Broken())), show_progress=False)

@@ -33,11 +33,11 @@ from gpt2_lit.text.readers import (
 
 PLAIN = TextOptions()
 LINE_ENDS = st.sampled_from(["\r\n", "\r", "\n", "\r\r\n", "\n\r", "\x0b", "\x85", "\u2028"])
-BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff ", "\x00"])
+BLANKS = st.sampled_from([" ", "  ", "\t", "\xa0 ", "\u3000 ", "\u2003", "\x1c ", "\ufeff "])
 WORDS = st.sampled_from(["a", "bc", "\xe9", "\u4e2d\u6587", "\U0001f407", "."])
-TEXTS = st.lists(LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8"), max_size=3), max_size=30).map(
-    "".join
-)
+TEXTS = st.lists(
+    LINE_ENDS | BLANKS | WORDS | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=3), max_size=30
+).map("".join)
 PLACES = st.lists(st.floats(0, 1), max_size=4)  # where a file is cut into ranges, as shares of its size
 # Each example sets what it needs of the fixtures by itself.
 MANY = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -779,3 +779,81 @@ def write_documents(path: Path, text: str, count: int) -> None:
         for _ in range(count // 1000):
             file.write(raw)
         file.close()
+
+
+SEPARATED = st.lists(st.sampled_from(["<|s|>", "##", "#", "\n\n", "\n", "word", " ", "\u4e2d"]), max_size=25).map(
+    "".join
+)
+
+
+@given(SEPARATED.map("".join), st.sampled_from(["<|s|>", "##", "\n\n", "#"]), st.integers(1, 9), PLACES)
+@MANY
+def test_a_separator_makes_documents_of_a_text_in_whatever_ranges(monkeypatch, tmp_path, text, separator, size, shares):
+    monkeypatch.setattr(documents, "_PIECE", size)
+    path, lines = tmp_path / "any.txt", tmp_path / "any.jsonl"
+    path.write_text(text, encoding="utf-8", newline="")
+    lines.write_text(json.dumps({"text": text}) + "\n")
+    expected = [part.strip("\n") for part in text.split(separator) if part.strip()]
+    assert read(path, document_separator=separator) == expected
+    assert read_in_ranges(path, shares, document_separator=separator) == expected
+    assert read(lines, document_separator=separator) == expected
+
+
+def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_LONGEST", 1 << 18)
+    (tmp_path / "long.txt").write_text("word " * 100_000)
+    with pytest.raises(ValueError, match=r"long.txt: what begins at byte 0 .* has no '<\|s\|>'.*document_separator"):
+        read(tmp_path / "long.txt", document_separator="<|s|>")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text of two bytes".encode("utf-16-le"), "NUL, as in UTF-16.*iconv -f UTF-16LE"),
+        ("text of two bytes".encode("utf-16-be"), "NUL, as in UTF-16.*iconv -f UTF-16BE"),
+        (b"a text, then \0 binary", "is not a text: it has a NUL byte at offset 13"),
+        (b"%PDF-1.7 text", "is a PDF. .*pdftotext"),
+        (b"PK\x03\x04 text", "is a zip archive"),
+        (gzip.compress(b"text"), r"is gzip. Let its name end in .gz"),
+        (b"\x28\xb5\x2f\xfd text", "is zstd"),
+        (b"BZh91AY&SY text", "is bzip2"),
+        (b"\xfd7zXZ\0 text", "is xz"),
+        (b"PAR1 text", "is Parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"{\\rtf1 text}", "is RTF"),
+        (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
+        (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["book.txt", "book.jsonl", "book.csv", "book", "book.txt.gz"])
+def test_what_is_no_text_is_refused_by_its_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=f"(?s){name} .*{message}") as error:
+        read(tmp_path / name)
+    assert "WINDOWS" not in str(error.value)
+
+
+def test_a_text_about_these_is_one(tmp_path):
+    for text in (
+        "BZh is how bzip2 begins",
+        "a %PDF- in the middle",
+        "<p>html</p>",
+        "PK",
+        "version https://example.org",
+    ):
+        (tmp_path / "text.txt").write_text(text)
+        assert read(tmp_path / "text.txt") == [text]
+    (tmp_path / "page.html").write_text("<html>")
+    assert read(tmp_path / "page.html") == ["<html>"]
+
+
+@pytest.mark.parametrize("padding", [1, 512, 5000])
+def test_zeros_after_a_gzip_member_are_skipped_and_nothing_else_is(tmp_path, padding):
+    path, member = tmp_path / "a.txt.gz", gzip.compress(b"text ")
+    for content, expected in ((member, ["text "]), (member + bytes(padding) + member, ["text text "])):
+        path.write_bytes(content + bytes(padding))
+        assert read(path) == expected
+    for content in (member + bytes(padding) + b"x", bytes(padding) + member, bytes(padding)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a whole gzip file"):
+            read(path)

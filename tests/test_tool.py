@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -333,6 +334,54 @@ def test_a_run_of_the_program_is_previewed_as_it_began(as_json, program, tmp_pat
     data.setup("fit")
     assert [window["input_ids"] for window in shown] == next(iter(data.train_dataloader())).input_ids.tolist()
     assert shown[0]["input"].split()[1:] == shown[0]["target"].split()[:-1]
+
+
+def test_a_store_of_another_tokenizer_is_prepared_and_looked_at(tool, as_json, tmp_path):
+    (tmp_path / "words.txt").write_text("the cat sat on the mat")
+    status, out, _ = tool("prepare", "words.txt", "tokens", "--tokenizer", "words")
+    assert status == 0
+    assert "Train on it: --data.source tokens --data.tokenizer words" in out
+    assert Manifest.load("tokens").tokenizer == "words"
+    assert as_json("prepare", "words.txt", "tokens", "--tokenizer", "words")["shards_made"] == 0
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("GPT2_LIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache, tmp_path):
+    assert as_json("cache") == {"directory": str(own_cache), "entries": []}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} word after another. " * 100)
+        subprocess.run([*TOOL, "info", f"{name}.txt"], check=True, capture_output=True, cwd=tmp_path)
+    told = as_json("cache")["entries"]
+    assert [entry["source"] for entry in told] == ["two.txt", "one.txt"], "the last used first"
+    for entry in told:
+        assert entry["num_bytes"] == sum(path.stat().st_size for path in Path(entry["path"]).glob("[!.]*"))
+        assert time.time() - 60 < entry["last_use"] < time.time() + 1
+    name = Path(told[1]["path"]).name
+    status, out, _ = tool("cache")
+    assert status == 0
+    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d", out)
+    assert re.search(rf"{name} .* deleted\n", tool("cache", "--clear", name)[1])
+    assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [Path(told[0]["path"]).name]
+    status, _, err = tool("cache", "--clear", name)
+    assert (status, f"there is no {name} in the cache" in err) == (1, True)
+    assert [entry["deleted"] for entry in as_json("cache", "--clear")["entries"]] == [True]
+    assert as_json("cache")["entries"] == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not tell who uses a file")
+def test_what_a_process_uses_is_not_cleared(tool, own_cache, tmp_path):
+    (tmp_path / "one.txt").write_text("one word after another. " * 100)
+    data = GPTDataModule("one.txt")
+    data.setup("fit")
+    code = [*TOOL[:-1], f"{TOOL[-1]}", "cache", "--clear"]
+    told = subprocess.run(code, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert "in use, kept" in told
+    assert next(iter(data.train_dataloader()))
 
 
 # What a training has learned.

@@ -89,6 +89,8 @@ class Letters:
 
     def encode(self, text):
         print("encoding")
+        if "broken" in text:
+            raise ValueError("a broken text")
         time.sleep(float(sys.argv[2]))
         return [ord(letter) for letter in text]
 
@@ -104,10 +106,10 @@ with LocalStorage(directory / "store").lock():
 """
 
 
-def start_script(tmp_path: Path, seconds: float, **options) -> subprocess.Popen:
+def start_script(tmp_path: Path, seconds: float, first: str = "text 0...", **options) -> subprocess.Popen:
     (tmp_path / "texts").mkdir()
-    for number in range(6):
-        (tmp_path / "texts" / f"{number}.txt").write_text(f"text {number}...")
+    for number, text in enumerate([first, *(f"text {number}..." for number in range(1, 6))]):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
     (tmp_path / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(seconds)],
@@ -147,6 +149,15 @@ def test_ctrl_c_stops_all_processes_at_once_and_leaves_nothing_half_done(tmp_pat
     assert time.monotonic() - began < 10
     assert "KeyboardInterrupt" in errors.splitlines()[-1]
     assert errors.count("Traceback") == 1, errors
+    assert {file.name for file in (tmp_path / "store").iterdir()} == {".lock"}
+
+
+def test_an_error_in_one_process_stops_the_others_at_once(tmp_path):
+    began = time.monotonic()
+    process = start_script(tmp_path, 30, first="broken")
+    _, errors = process.communicate(timeout=25)
+    assert time.monotonic() - began < 20
+    assert "ValueError: a broken text" in errors
     assert {file.name for file in (tmp_path / "store").iterdir()} == {".lock"}
 
 
@@ -205,5 +216,5 @@ def test_a_text_that_must_not_be_cut_is_encoded_whole(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     recipe = Recipe(tokenizer=make_tokenizer(Lengths()))
     [plan] = plan_shards(Source.of(tmp_path / "text.txt").find_files(), recipe, 1000)
-    shard = encode_shard(plan, LocalStorage(tmp_path), recipe)
+    shard = encode_shard(plan, LocalStorage(tmp_path), recipe).shard
     assert np.fromfile(tmp_path / shard.tokens_file, "<u4").tolist() == [len(text), (1 << 20) - 1]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import InvalidValue, MissingFile
-from gpt2_lit.lightning_private import validation_follows
+from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
 
 LOG_DIRECTORY = "logs"
 
@@ -132,7 +133,7 @@ class RunCheckpoint(Checkpoint):
         )
         self._seen_step = trainer.global_step
         # Resuming from here would skip the validation that is due, and the end of the epoch.
-        if not validation_follows(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not validation_follows(trainer) and not is_last_batch(trainer):
             self._save_if_due(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,7 +158,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch that max_steps cut off is not over: it is resumed from what was saved at its last step.
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if is_last_batch(trainer):
             self._saving_is_due = True
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
@@ -200,25 +201,12 @@ class RunCheckpoint(Checkpoint):
         self._stopping = self._signals.stop_is_wanted(trainer)
         if self._stopping or self._saving_is_due:
             self._saving_is_due = False
-            if trainer.validating:
-                self._save_before_the_validation(trainer)
-            else:
+            with validation_begins_again(trainer) if trainer.validating else nullcontext():
                 self._save(trainer, "last.ckpt")
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
             self._signals.end_program(trainer)
-
-    def _save_before_the_validation(self, trainer: Trainer) -> None:
-        """Save such that a run which resumes from there begins with the validation that is under way."""
-        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-        reached = progress.state_dict()
-        # This is how Lightning counts when a validation breaks off in its first batch.
-        progress.reset()
-        progress.increment_ready()
-        progress.increment_started()
-        self._save(trainer, "last.ckpt")
-        progress.load_state_dict(reached)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.directory is None:

@@ -9,11 +9,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-TEXT_OPTIONS = ("text_field", "strip_gutenberg")
+RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -36,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = _options(sys.argv[1:] if args is None else args)
     show_log()
     try:
-        with errors_as_messages(ValueError, RuntimeError, OSError, reword=_in_words_of_the_tool):
+        with errors_as_messages(reword=_in_words_of_the_tool):
             options.run(options)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -61,12 +64,19 @@ def prepare(options: argparse.Namespace) -> None:
       gpt2-lit prepare corpus/ tokens
       gpt2-lit prepare a.txt 'books/**/*.txt' more.jsonl.gz tokens
       gpt2-lit prepare c4/ tokens --text-field content --processes 8
+      gpt2-lit prepare corpus/ tokens --tokenizer cl100k_base
     """
-    from gpt2_lit.store.prepare import Recipe
+    from gpt2_lit.store.plan import Recipe
     from gpt2_lit.store.prepare import prepare as make_store
     from gpt2_lit.text.readers import TextOptions
+    from gpt2_lit.text.sources import Source
+    from gpt2_lit.text.tokenizer import make_tokenizer
 
-    recipe = Recipe(TextOptions(**given(options)))
+    chosen = given(options)
+    tokenizer = chosen.pop("tokenizer", "gpt2")
+    text_options = TextOptions(**chosen)
+    texts = partial(Source.of(options.source).read, text_options)
+    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
     done = make_store(options.source, options.store, recipe, options.processes, show_progress=not options.json)
     manifest = done.manifest
     if options.json:
@@ -88,7 +98,7 @@ def prepare(options: argparse.Namespace) -> None:
     console.print(
         Text(
             f"{options.store}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents; {news}.\n"
-            f"Train on it: --data.source {options.store}"
+            f"Train on it: --data.source {options.store}{f' --data.tokenizer {tokenizer}' * (tokenizer != 'gpt2')}"
         )
     )
 
@@ -310,6 +320,42 @@ def export(options: argparse.Namespace) -> None:
     console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
 
 
+def cache(options: argparse.Namespace) -> None:
+    """list what is kept of encoded texts, or delete it
+
+    A text that is trained on is encoded once and kept. What a process uses is not deleted.
+
+    examples:
+      gpt2-lit cache
+      gpt2-lit cache --clear                            all of it
+      gpt2-lit cache --clear tale.txt-602e96b89e311108  one name, or several
+    """
+    from gpt2_lit.store.plan import Recipe
+    from gpt2_lit.store.token_cache import TokenCache, default_directory
+
+    directory = Path(options.cache_dir or default_directory()).expanduser()
+    kept = TokenCache(directory, Recipe())
+    entries = kept.entries()
+    if unknown := set(options.clear or ()) - {entry.path.name for entry in entries}:
+        raise InvalidValue(f"there is no {min(unknown)} in the cache {directory}. gpt2-lit cache lists what there is.")
+    deleted = [] if options.clear is None else kept.clear(options.clear or None)
+    if options.json:
+        rows = [entry._asdict() | {"path": str(entry.path), "deleted": entry in deleted} for entry in entries]
+        _print_json({"directory": str(directory), "entries": rows})
+        return
+    console = _console()
+    table = _table("name", "source", "size", "last use", "")
+    for entry in entries:
+        in_use = options.clear == [] or entry.path.name in (options.clear or ())
+        what = "deleted" if entry in deleted else "in use, kept" if in_use else ""
+        last_use = datetime.fromtimestamp(entry.last_use).isoformat(" ", "minutes")
+        table.add_row(*map(Text, (entry.path.name, entry.source, decimal(entry.num_bytes), last_use, what)))
+    if entries:
+        console.print(table)
+    left = [entry.num_bytes for entry in entries if entry not in deleted]
+    console.print(Text(f"{directory}: {decimal(sum(left))} in {len(left)} {'store' if len(left) == 1 else 'stores'}"))
+
+
 # Data and checkpoints, as a training has them.
 
 
@@ -398,7 +444,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, show_header=any(columns), pad_edge=False)
     for column in columns:
         table.add_column(
-            column, justify="right" if column in ("id", "count", "share", "cosine") else "left", overflow="fold"
+            column, justify="right" if column in ("id", "count", "share", "cosine", "size") else "left", overflow="fold"
         )
     return table
 
@@ -506,7 +552,7 @@ The options of a command:  gpt2-lit COMMAND --help
     make.add_argument("source", metavar="SOURCE", nargs="+", help="files, directories, patterns or URLs")
     make.add_argument("store", metavar="STORE", help="directory for the tokens")
     number(make, "--processes", 1, None, "processes that encode (default: one for each core)")
-    add_data_options(make, TEXT_OPTIONS)
+    add_data_options(make, RECIPE_OPTIONS)
 
     told = command(info)
     data(told)
@@ -534,6 +580,10 @@ The options of a command:  gpt2-lit COMMAND --help
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+
+    listed = command(cache)
+    listed.add_argument("--clear", metavar="NAME", nargs="*", help="delete these, or all")
+    add_data_options(listed, ["cache_dir"])
 
     for added in commands.choices.values():
         added.add_argument("--json", action="store_true", help="print JSON, for programs")

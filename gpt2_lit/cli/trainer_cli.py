@@ -137,15 +137,12 @@ class EmbeddingCLI(LightningCLI):
             raise InvalidValue(f"trainer: {error}") from None
 
 
-_OTHERS = (ValueError, TypeError, KeyError, IndexError, OSError)
-
-
 def run(args: list[str], prog: str) -> None:
     """Run a command line of LightningCLI."""
     _keep_quiet()
     show_log()
     # A progress bar may stand on the line.
-    with errors_as_messages(MisconfigurationException, *_OTHERS, start="\nerror: "):
+    with errors_as_messages(MisconfigurationException, start="\nerror: "):
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.
         sys.argv[1:] = _with_options_of_the_run(args)
         EmbeddingCLI(prog)

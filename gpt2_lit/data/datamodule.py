@@ -1,4 +1,4 @@
-"""windows -> batches: the LightningDataModule, from a text file to shuffled (input_ids, target_ids)."""
+"""a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import zlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, kind_of
 from gpt2_lit.store.token_store import TokenStore
-from gpt2_lit.text.readers import TextOptions, read_pieces
+from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
 
@@ -55,6 +55,8 @@ class GPTDataModule(LightningDataModule):
         cache_dir: Directory where the tokens are kept. None is $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
+        document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
+            .jsonl or a row is one document.
         token_dtype: Type of the ids in .bin files without a header.
         vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
@@ -86,6 +88,7 @@ class GPTDataModule(LightningDataModule):
         cache_dir: str | Path | None = None,
         text_field: str = "text",
         strip_gutenberg: bool = False,
+        document_separator: str | None = None,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
         cache_size: float = 50.0,
@@ -97,9 +100,9 @@ class GPTDataModule(LightningDataModule):
         self.batch_size = whole_number("batch_size", batch_size)
         self.num_workers = whole_number("num_workers", num_workers, least=0)
         self.seed = whole_number("seed", seed, least=-(2**63), most=2**63 - 1)
-        self.source = _kept(source)
-        self.val_source = _kept(val_source)
-        self.test_source = _kept(test_source)
+        self.source = Source.of(source)
+        self.val_source = None if val_source is None else Source.of(val_source)
+        self.test_source = None if test_source is None else Source.of(test_source)
         self.val_fraction = float(val_fraction)
         self.shuffle: Shuffle = shuffle if isinstance(shuffle, str) else "global" if shuffle else False
         self.drop_last = bool(drop_last)
@@ -107,7 +110,7 @@ class GPTDataModule(LightningDataModule):
         self.document_ids = bool(document_ids)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.cache_size = float(cache_size)
-        self.text_options = TextOptions(text_field, strip_gutenberg)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -147,14 +150,14 @@ class GPTDataModule(LightningDataModule):
         others = {name: getattr(self, name) for name in ("val_source", "test_source")}
         others = {name: source for name, source in others.items() if source is not None}
         for name, source in others.items():
-            if found := common_file(Source.of(source), Source.of(self.source)):
+            if found := common_file(source, self.source):
                 raise _contaminated(name, *found)
         for source in (self.source, *others.values()):
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
                 logger.info(
-                    f"{Source.of(source)} has changed since it was encoded: {changes}. "
+                    f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
 
@@ -230,7 +233,7 @@ class GPTDataModule(LightningDataModule):
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
-        name = str(Source.of(self.source))
+        name = str(self.source)
         if self.store.num_documents > 1:
             name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
         sampler = self._train_sampler
@@ -275,13 +278,12 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        source = Source.of(self.source)
-        if kind_of(source) != "text":
+        if kind_of(self.source) != "text":
             raise InvalidValue(
-                f"with data.tokenizer words the vocabulary is that of the text, and {source} holds "
-                "tokens. Give the text as data.source, or set data.tokenizer to gpt2."
+                f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
+                "the text as data.source, or set data.tokenizer to gpt2."
             )
-        return (piece.text for file in source.find_files() for piece in read_pieces(file, self.text_options))
+        return self.source.read(self.text_options)
 
     def _windows(self, name: str, store: TokenStore, stride: int, ranges: list[Range]) -> TokenWindows:
         end_of_text = self.tokenizer.end_of_text if self.document_ids else None
@@ -291,10 +293,10 @@ class GPTDataModule(LightningDataModule):
         windows.check_not_empty(name)
         return windows
 
-    def _evaluation_windows(self, name: str, source: SourceChoice) -> TokenWindows:
+    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
         store = self._cache.open(source)
         if self.store and store.content == self.store.content:
-            raise _contaminated(name, str(Source.of(source)), str(Source.of(self.source)))
+            raise _contaminated(name, str(source), str(self.source))
         return self._windows(name, store, self.context_size, [Range(0, len(store))])
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
@@ -355,11 +357,6 @@ def _set_up(dataset: TokenWindows | None) -> TokenWindows:
 
 def _split_line(dataset: TokenWindows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
-
-
-def _kept(source: SourceChoice) -> SourceChoice:
-    """A source as it was given; what can be gone through only once, such as Path.glob, as a list."""
-    return list(source) if isinstance(source, Iterator) else source
 
 
 def _check_shares(val_fraction: float, cache_size: float, shuffle: Shuffle) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gpt2_lit.errors import InvalidValue
 
-# Of a stretch less than one window is lost: 3 % at a context of 1024. Shorter ones show more of the text and lose more.
+# Tokens in a stretch of validation. Each loses less than one window at its end: 3 % at a context of 1024.
 STRETCH_TOKENS = 32_768
 MAX_STRETCHES = 4096  # a store of any size is split in the same few milliseconds
 

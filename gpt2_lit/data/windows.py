@@ -39,8 +39,7 @@ class DocumentBatch(NamedTuple):
 class TokenWindows(Dataset[Batch | DocumentBatch]):
     """Every window of ``context_size`` tokens, one each ``stride`` tokens, computed when asked for.
 
-    A target is its input moved one token on, so a window needs ``context_size + 1`` tokens. Tokens after the last full
-    window are left out. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
+    A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
         tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gpt2_lit.embedding.loss import summed_cross_entropy
 from gpt2_lit.embedding.pretrained import read_tables
 from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
+from gpt2_lit.lightning_private import has_forward_hooks
 
 
 class InitStd(NamedTuple):
@@ -160,7 +161,7 @@ class EmbeddingModule(nn.Module):
         except IndexError:  # on the CPU a lookup checks its ids at no cost, but does not say which is wrong
             self._check_ranges(input_ids, position_ids)
             raise
-        if _has_forward_hooks(self.token_embedding):  # one of which may have kept the vectors
+        if has_forward_hooks(self.token_embedding):  # one of which may have kept the vectors
             vectors = vectors + positions
         else:
             vectors += positions  # in place: the sum needs no memory of its own
@@ -245,11 +246,6 @@ def _check_settings(
         raise InvalidValue(f"dropout must be at least 0 and below 1, got {dropout}. Set model.dropout.")
     if init not in INIT_STD:
         raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")
-
-
-def _has_forward_hooks(module: nn.Module) -> bool:
-    # Private: torch tells of hooks in no public way. Always adding out of place costs 17 % more time (8 x 1024 x 768).
-    return bool(module._forward_hooks)
 
 
 def _check_type(name: str, ids: Tensor) -> None:

@@ -29,8 +29,9 @@ class LastUse(NamedTuple):
 def hold(directory: Path, note: str) -> None:
     """Keep a directory from being removed until this process ends."""
     file = directory / LAST_USE
-    with suppress(OSError):  # what does not exist, or cannot be written, nobody removes
+    with suppress(OSError):  # a cache may be read-only
         file.write_text(note, encoding="utf-8")
+    with suppress(OSError):  # not every file system has locks
         if fcntl and directory not in _HELD:
             _HELD[directory] = os.open(file, os.O_RDONLY)
             fcntl.flock(_HELD[directory], fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -85,7 +85,7 @@ def plan_shards(files: Sequence[SourceFile], recipe: Recipe, shard_bytes: int = 
     groups: list[list[Part]] = []
     open_bytes: float = float("inf")  # of the group that may still grow
     for file in files:
-        if file.size > shard_bytes and can_be_cut(file, recipe.tokenizer.cut_before):
+        if file.size > shard_bytes and can_be_cut(file, recipe.tokenizer.cut_before, recipe.options.document_separator):
             starts = range(0, file.size, shard_bytes)
             groups += [[Part(file, start, min(start + shard_bytes, file.size))] for start in starts]
             open_bytes = float("inf")

@@ -38,22 +38,14 @@ class StoreWriter(NamedTuple):
     storage: Storage
 
     def check(self) -> None:
-        """Refuse a place where others' files would lie among those of the store.
-
-        Raises:
-            StoreError: If it holds something other than a store, whole or begun.
-        """
+        """Raise a StoreError where others' files would lie among those of the store."""
         names = self.storage.list().keys()
         begun = all(_OURS.fullmatch(name) for name in names) and names != {MANIFEST}
         if not (begun or is_store(self.storage)):
             raise StoreError(f"{self.storage} holds other files and no token store. Give an empty or a new directory.")
 
     def manifest(self) -> Manifest | None:
-        """The manifest as it is; None if there is none, or a damaged one, which is made anew.
-
-        Raises:
-            VersionError: If it is of another version.
-        """
+        """The manifest as it is; None if there is none, or a damaged one, which is made anew."""
         try:
             return Manifest.read(self.storage)
         except VersionError:

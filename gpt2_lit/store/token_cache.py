@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from logging import getLogger
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -83,7 +84,7 @@ class TokenCache(NamedTuple):
         return store
 
     def directory_of(self, source: SourceChoice | Source) -> Path:
-        """Where a text's tokens are kept: another place for each source, choice of tokenizer and way of reading it."""
+        """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
         places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
         name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
@@ -100,9 +101,10 @@ class TokenCache(NamedTuple):
         ]
         return sorted(found, key=lambda entry: -entry.last_use)
 
-    def clear(self) -> list[CachedStore]:
-        """Delete all that no process uses; returns what was deleted."""
-        return [entry for entry in self.entries() if remove(entry.path)]
+    def clear(self, names: Collection[str] | None = None) -> list[CachedStore]:
+        """Delete what no process uses, all of it or the directories of these names; returns what was deleted."""
+        chosen = [entry for entry in self.entries() if names is None or entry.path.name in names]
+        return [entry for entry in chosen if remove(entry.path)]
 
     def _evict(self) -> None:
         entries = self.entries()

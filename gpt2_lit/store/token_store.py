@@ -115,7 +115,7 @@ class TokenStore:
         ids = np.concatenate(
             [shards[n][first : first + length] for n, first in zip(numbers.tolist(), firsts, strict=True)]
         )
-        if ids.size != starts.size * length:  # some rows go on in the next shard
+        if ids.size != starts.size * length:  # some rows end in the next shard
             ids = np.concatenate([self.read(start, start + length) for start in starts.tolist()])
             if ids.size != starts.size * length:
                 raise IndexError(f"there are {len(self)} tokens, fewer than {int(starts.max()) + length}")

@@ -11,37 +11,55 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadP
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
+from typing import NamedTuple
 
 import cloudpickle
 import numpy as np
 
-from gpt2_lit.errors import WorkerDied
+from gpt2_lit.errors import InvalidValue, UserError, WorkerDied
 from gpt2_lit.store.manifest import Shard, token_dtype
 from gpt2_lit.store.plan import Part, Recipe, ShardPlan
 from gpt2_lit.store.storage import Storage
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.text.readers import Piece, read_pieces
+from gpt2_lit.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], object]  # told the bytes and tokens since the last call
 
 
+class Encoded(NamedTuple):
+    """What :func:`encode_shard` did."""
+
+    shard: Shard
+    num_ends_kept: int  # times that the texts have the tokenizer's end of text in them, which stays text
+
+
 def encode_shard(
     plan: ShardPlan, storage: Storage, recipe: Recipe, on_progress: Progress = lambda num_bytes, num_tokens: None
-) -> Shard:
+) -> Encoded:
     """Make one shard, whole or not at all. It depends on the plan alone, so any machine may do it, and twice."""
-    tokenizer = recipe.tokenizer
+    tokenizer, num_ends_kept = recipe.tokenizer, 0
+    end_of_text_name = tokenizer.end_of_text_name
     end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
     with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text) as writer:
         for part in plan.parts:
             for text, ends_document in _pieces(part, recipe):
-                ids = tokenizer.encode_to_array(text)
+                ids = _encoded(text, tokenizer, part)
+                num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
                 num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
                 writer.write(ids, num_bytes)
                 if ends_document:
                     writer.end_document()
                 on_progress(num_bytes, len(ids) + ends_document)
     assert writer.shard, "it is finished after the block"
-    return writer.shard
+    return Encoded(writer.shard, num_ends_kept)
+
+
+def _encoded(text: str, tokenizer: Tokenizer, part: Part) -> np.ndarray:
+    try:
+        return tokenizer.encode_to_array(text)
+    except UserError as error:
+        raise InvalidValue(f"{part}: {error}") from None
 
 
 def _pieces(part: Part, recipe: Recipe) -> Iterator[Piece]:
@@ -61,9 +79,9 @@ def _pieces(part: Part, recipe: Recipe) -> Iterator[Piece]:
 def share_out(
     plans: Sequence[ShardPlan],
     executor: Executor,
-    encode: Callable[[ShardPlan], Shard],
-    on_shard: Callable[[ShardPlan, Shard], object] = lambda plan, shard: None,
-) -> list[Shard]:
+    encode: Callable[[ShardPlan], Encoded],
+    on_shard: Callable[[ShardPlan, Encoded], object] = lambda plan, encoded: None,
+) -> list[Encoded]:
     """Have an executor make the shards, in any order. At the first error it is for its owner to shut it down.
 
     Args:
@@ -80,7 +98,7 @@ def share_out(
 
 def encode_in_threads(
     plans: Sequence[ShardPlan], storage: Storage, recipe: Recipe, num_threads: int, on_progress: Progress
-) -> list[Shard]:
+) -> list[Encoded]:
     """Make shards in this process. An error or Ctrl-C stops all threads within a piece of text."""
     stopped = threading.Event()
 
@@ -99,12 +117,14 @@ def encode_in_threads(
 
 def encode_in_processes(
     plans: Sequence[ShardPlan], storage: Storage, recipe: Recipe, num_processes: int, on_progress: Progress
-) -> list[Shard]:
+) -> list[Encoded]:
     """Make shards in other processes, which do not run the user's script again and are killed on an error or Ctrl-C."""
     encode = partial(_encode_pickled, cloudpickle.dumps((storage, recipe)))  # read once in each process
     executor = _process_pool(num_processes)
     try:
-        return share_out(plans, executor, encode, lambda plan, shard: on_progress(plan.num_bytes, shard.num_tokens))
+        return share_out(
+            plans, executor, encode, lambda plan, encoded: on_progress(plan.num_bytes, encoded.shard.num_tokens)
+        )
     except BrokenExecutor as error:
         raise WorkerDied(
             "a process that tokenizes has died, possibly out of memory. What was finished is kept: the same command "
@@ -163,7 +183,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _encode_pickled(task: bytes, plan: ShardPlan) -> Shard:
+def _encode_pickled(task: bytes, plan: ShardPlan) -> Encoded:
     storage, recipe = _load(task)
     return encode_shard(plan, storage, recipe)
 

@@ -69,7 +69,7 @@ def gpt2_tokenizer(ranks_file: Path = RANKS_FILE) -> "tiktoken.Encoding":
     table = ranks_file.read_bytes()
     checksum = hashlib.sha256(table).hexdigest()
     if checksum != RANKS_SHA256:
-        raise ValueError(
+        raise InvalidValue(
             f"{ranks_file} is damaged: its SHA-256 is {checksum}, and GPT-2's merge ranks have {RANKS_SHA256}. "
             "Install gpt2_lit anew."
         )
@@ -181,6 +181,42 @@ def _gpt2_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
 
 
 def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+    try:
+        return _plain_tiktoken_ids(encoding, text)
+    except BaseException as error:
+        if not (isinstance(error, ValueError) or type(error).__name__ == "PanicException"):  # of Rust
+            raise
+        run = max(_LONG_RUN.finditer(text), key=lambda run: run.end() - run.start(), default=None)
+        if run and "\n" in cut_before(encoding):
+            return _ids_around_runs(encoding, text)
+        where = f"a run of {run.end() - run.start():,} characters of whitespace at {run.start():,}" if run else "it"
+        reason = textwrap.shorten(str(error), 120)
+        raise InvalidValue(
+            f"tiktoken cannot encode a text of {len(text):,} characters ({reason}), possibly for {where}. Break "
+            "it into lines of words."
+        ) from None
+
+
+# tiktoken's regular expressions keep a note for each character of such a run, up to a million. Its \s is Unicode's
+# White_Space; Python's has four more characters.
+_LONG_RUN = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{10000,}")
+
+
+def _ids_around_runs(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+    r"""The ids of a text with long runs of whitespace, for GPT-2's pattern.
+
+    Its ``\s+(?!\S)`` makes one pre-token of a run but for its last character, which goes with what follows.
+    """
+    ids, start = [], 0
+    for run in _LONG_RUN.finditer(text):
+        end = run.end() - (run.end() < len(text))
+        ids.append(_plain_tiktoken_ids(encoding, text[start : run.start()]))
+        ids.append(np.asarray(encoding._encode_single_piece(run[0][: end - run.start()]), dtype=np.uint32))
+        start = end
+    return np.concatenate([*ids, _plain_tiktoken_ids(encoding, text[start:])])
+
+
+def _plain_tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
     if _numpy_leaves_text_alone():
         with suppress(UnicodeEncodeError):  # a lone surrogate, which encode_ordinary mends
             return encoding.encode_to_numpy(text, disallowed_special=())

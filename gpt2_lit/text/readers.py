@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 import zlib
@@ -33,7 +34,6 @@ _WHITESPACE = (
     rb"\xe2\x81\x9f",
     rb"\xe3\x80\x80",
 )
-_LOOK_BEHIND = 3  # bytes in front of a position that tell whether it is a cut: the longest whitespace
 
 # "*** START OF THE PROJECT GUTENBERG EBOOK A LONG TITLE ***", over up to four lines, and what else it was through the
 # years: THIS, COPYRIGHTED, ETEXT, no blank behind the stars, no stars at the end. The blank lines around the book go.
@@ -57,10 +57,13 @@ class TextOptions(NamedTuple):
         strip_gutenberg: Whether to leave out Project Gutenberg's header and footer: all up to the line
             ``*** START OF THE PROJECT GUTENBERG EBOOK ...`` and from ``*** END OF ...`` on. A text without these
             lines stays whole.
+        document_separator: A string between documents, in all formats; without the line ends around it. None: the text
+            of a file, a line or a row is one document.
     """
 
     text_field: str = "text"
     strip_gutenberg: bool = False
+    document_separator: str | None = None
 
 
 class Piece(NamedTuple):
@@ -113,12 +116,14 @@ def extensions(path: str) -> tuple[str, str]:
     return os.path.splitext(rest)[1], extension
 
 
-def can_be_cut(file: SourceFile, cut_before: str = " \r\n") -> bool:
+def can_be_cut(file: SourceFile, cut_before: str = " \r\n", separator: str | None = None) -> bool:
     """Whether ranges of a file can be read by themselves, for a tokenizer with this ``cut_before``."""
     if not file.serves_ranges or compression_of(file.path):
         return False
-    cut = format_of(file.path).cut
-    return cut == "between documents" or (cut == "within documents" and cut_before != "")
+    form = format_of(file.path)
+    if form.cut == "within documents" and separator:
+        return not may_overlap_itself(separator)
+    return form.cut == "between documents" or (form.cut == "within documents" and cut_before != "")
 
 
 def read_pieces(
@@ -158,17 +163,19 @@ def read_pieces(
         (False, True)
     """
     stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
-    if not can_be_cut(file):
+    if not can_be_cut(file, separator=options.document_separator):
         start, stop = (0, _END) if start == 0 < stop else (0, 0)
     if start >= stop:
         return
-    documents = format_of(file.path).documents
+    form = format_of(file.path)
+    documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
         if documents is None:
             yield from _text_pieces(file, options, start, stop, cut_before)
         else:
             for text in documents(file, options, start, stop):
-                yield from _document_pieces(text, options, cut_before)
+                for part in _separated(text, options.document_separator):
+                    yield from _document_pieces(part, options, cut_before)
     except Exception as error:
         check_unchanged(file)  # else that is the reason
         if isinstance(error, ValueError | UserError) or not (is_url(file.path) or isinstance(error, OSError)):
@@ -227,10 +234,14 @@ def _members(
 
     zstandard's own reader would take the end of a file that is cut short for the end of its content.
     """
-    member, data = None, bytearray()
+    member, data, is_first = None, bytearray(), True
     while packed := stream.read(1024):  # little, as all that comes of it is unpacked at once: up to 32,768 times that
         while packed:
-            member = member or new_member()
+            if member is None and form == "gzip" and not is_first:
+                packed = packed.lstrip(b"\0")  # tapes and block devices fill up with zeros; gzip skips them, too
+                if not packed:
+                    break
+            member, is_first = member or new_member(), False
             try:
                 data += member.decompress(packed)
             except failure as error:
@@ -259,6 +270,7 @@ class _Cuts(NamedTuple):
 
     first: Callable[[bytearray, int], int | None]
     last: Callable[[bytearray, int], int | None]
+    look_behind: int  # bytes in front of a position that tell whether it is a cut
     way_out: str
 
 
@@ -270,7 +282,7 @@ def _last_line(data: bytearray, after: int) -> int | None:
     return data.rfind(b"\n", after) + 1 or None
 
 
-_LINES = _Cuts(_first_line, _last_line, "is one line. Make it several, one document each")
+_LINES = _Cuts(_first_line, _last_line, 1, "is one line. Make it several, one document each")
 
 
 def _gap(cut_before: str) -> bytes:
@@ -293,7 +305,7 @@ def _gaps(cut_before: str) -> _Cuts:
         return found.end() - 1 if found else None
 
     what = "space or line end" if "\n" in cut_before else "space"
-    return _Cuts(first, last, f"has no {what} after a character to cut at. Put some in")
+    return _Cuts(first, last, 3, f"has no {what} after a character to cut at. Put some in")
 
 
 def _segments(
@@ -306,9 +318,11 @@ def _segments(
     if stop <= max(start, low):
         return
     inside = start <= low
-    position = low if inside else max(start - _LOOK_BEHIND, low)  # of the data's first byte in the file
+    position = low if inside else max(start - cuts.look_behind, low)  # of the data's first byte in the file
     data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
     for block in _blocks(file, position, high):
+        if position == 0 and not data:
+            _check_is_text(file, block)
         if inside and data:  # only now, so that a short file is one segment
             cut = cuts.last(data, searched)
             if cut is not None:
@@ -326,7 +340,7 @@ def _segments(
         if not inside:
             cut = cuts.first(data, searched)
             if cut is None and not reaches_stop:
-                gone = max(len(data) - _LOOK_BEHIND, 0)
+                gone = max(len(data) - cuts.look_behind, 0)
                 searched = max(len(data), searched) - gone
                 position += gone
                 del data[:gone]
@@ -353,6 +367,46 @@ def _text_pieces(file: SourceFile, options: TextOptions, start: int, stop: int, 
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
         if text:
             yield Piece(text, is_last)
+
+
+def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    """What stands between the separators of a text file, several at a time."""
+    low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
+    assert options.document_separator
+    for position, data, _ in _segments(file, _separators(options.document_separator), start, stop, low, high):
+        yield io.IncrementalNewlineDecoder(None, translate=True).decode(_decoded(file, position, data), final=True)
+
+
+@cache
+def _separators(separator: str) -> _Cuts:
+    """The positions after each separator."""
+    sign = separator.encode()
+
+    def first(data: bytearray, at: int) -> int | None:
+        start = data.find(sign, max(at - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    def last(data: bytearray, after: int) -> int | None:
+        if may_overlap_itself(separator):  # data begins with a document, and what is first there counts
+            return max((found.end() for found in re.finditer(re.escape(sign), data)), default=None)
+        start = data.rfind(sign, max(after - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    way_out = f"has no {separator!r} in it. Set data.document_separator to what stands between its documents"
+    return _Cuts(first, last, len(sign), way_out)
+
+
+def may_overlap_itself(separator: str) -> bool:
+    """Whether one may begin within another, as ## in ###: then a range of a file could find others than the whole."""
+    return any(separator.startswith(separator[number:]) for number in range(1, len(separator)))
+
+
+def _separated(text: str, separator: str | None) -> Iterator[str]:
+    """The documents in a text; with a separator, without line ends around them and those of whitespace alone."""
+    if separator is None:
+        yield text
+    else:
+        yield from (part.strip("\n") for part in text.split(separator) if part and not part.isspace())
 
 
 def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
@@ -397,6 +451,8 @@ def _names(field: str, names: Iterable[str]) -> str:
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
+    if 0 in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _nul_error(file, position, data)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -408,6 +464,48 @@ def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
             f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
         ) from None
     return text.removeprefix("\ufeff") if position == 0 else text
+
+
+def _nul_error(file: SourceFile, position: int, data: bytearray) -> InvalidValue:
+    beginning = data[:1000]
+    if 3 * beginning.count(0) < len(beginning):
+        return InvalidValue(
+            f"{file.path} is not a text: it has a NUL byte at offset {position + data.index(0)}, as binary files do. "
+            "Name a text; if it is one, take these bytes out: tr -d '\\000'"
+        )
+    encoding = "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    return InvalidValue(
+        f"{file.path} is not UTF-8: about every second byte is NUL, as in UTF-16. Convert it, for one by: "
+        f"iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
+    )
+
+
+# How files begin that are no text, whatever their names say; and what to do about it.
+_NOT_TEXT = (
+    (rb"%PDF-", "a PDF", "Extract its text, for one by pdftotext."),
+    (rb"PK\x03\x04", "a zip archive, as are .docx, .xlsx and .epub", "Unpack it, or export its text."),
+    (rb"\x1f\x8b", "gzip", "Let its name end in .gz."),
+    (rb"\x28\xb5\x2f\xfd", "zstd", "Let its name end in .zst."),
+    (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
+    (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
+    (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"PAR1", "Parquet", "Let its name end in .parquet."),
+    (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
+    (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
+    (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
+    (rb"\{\\rtf", "RTF", "Save it as plain text."),
+    (
+        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
+        "a web page (HTML)",
+        "Give the address of the text itself, or extract the text of the page.",
+    ),
+)
+
+
+def _check_is_text(file: SourceFile, beginning: bytes) -> None:
+    for magic, what, way_out in _NOT_TEXT:
+        if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
+            raise InvalidValue(f"{file.path} is {what}. {way_out}")
 
 
 def _line_number(file: SourceFile, offset: int) -> int:

@@ -20,7 +20,7 @@ from gpt2_lit.text.files import (
     remote_file,
     unreadable,
 )
-from gpt2_lit.text.readers import FORMATS, compression_of, extensions, format_of
+from gpt2_lit.text.readers import FORMATS, TextOptions, compression_of, extensions, format_of, read_pieces
 
 # What a user may give. In this order: with os.PathLike, or Path before Sequence, jsonargparse makes a string of a list.
 SourceChoice = str | Sequence[str | Path] | Path | None
@@ -88,6 +88,10 @@ class Source:
         files = list(named.values())
         _check_readable(files)
         return files
+
+    def read(self, options: TextOptions) -> Iterator[str]:
+        """Its documents, in pieces: what a vocabulary of words is made of."""
+        return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
 
 
 def _is_to_read(path: str) -> bool:

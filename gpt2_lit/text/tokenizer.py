@@ -106,6 +106,11 @@ class Tokenizer:
         """The text of ids."""
         return self.load().decode([int(token_id) for token_id in ids])
 
+    @property
+    def end_of_text_name(self) -> str:
+        """How the end of text is written."""
+        return self.decode([self.end_of_text]) if self.end_of_text >= 0 else END_OF_TEXT
+
     def _as_text(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The ids of a text in which the name of the end of text was taken for it."""
         encoder, name = self.load(), self.decode([self.end_of_text])
