@@ -47,6 +47,8 @@ class Source:
         """The source that a user gave, a :data:`SourceChoice`; None is the tale that ships with the package."""
         if isinstance(choice, Source):
             return choice
+        if isinstance(choice, Iterator):  # of Path.glob, for example
+            choice = list(choice)
         choices = [SHIPPED_TEXT] if choice is None else [choice] if isinstance(choice, (str, os.PathLike)) else choice
         if not isinstance(choices, Iterable) or not all(isinstance(name, (str, os.PathLike)) for name in choices):
             raise InvalidType(f"data.source must be a path, a URL or a list of these, got {choice!r}.")
