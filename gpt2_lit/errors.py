@@ -4,9 +4,21 @@ Each is also the built-in error that Python code expects, so that ``except Value
 else that reaches the command line is a bug or comes from other code, and keeps its traceback.
 """
 
+import re
+
+
+def without_secrets(text: str) -> str:
+    """The same text, with no password or token of a URL in it, so that it may be shown and kept."""
+    text = re.sub(r"(?i)\b((?:https?|s?ftp|ssh|smb|webdavs?)://)[^/@\s]*@", r"\1", text)
+    secret = r"token|key|sig|secret|passw|credential|auth|session"
+    return re.sub(rf"(?i)([?&][\w.-]*(?:{secret})[\w.-]*=)[^&#\s,'\"]*", r"\1...", text)
+
 
 class UserError(Exception):
     """The message names the setting, the rule, the value and the way out."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class InvalidValue(UserError, ValueError):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpt2_lit.cli.messages import errors_as_messages, show_log
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile, MissingPackage
 
 
@@ -35,8 +35,8 @@ def test_a_message_is_put_into_the_words_of_the_command_line() -> None:
 
 
 def test_the_log_is_shown_in_plain_lines_once(capsys: Any) -> None:
-    show_log()
-    show_log()
+    prepare_console()
+    prepare_console()
     logging.getLogger("gpt2_lit.store.prepare").info("%d shards were encoded", 3)
     logging.getLogger("gpt2_lit.store.prepare").debug("not this")
     assert capsys.readouterr() == ("", "3 shards were encoded\n")

@@ -1,6 +1,7 @@
 """errors and log records -> lines that a person reads."""
 
 import errno
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -34,8 +35,11 @@ def errors_as_messages(
         sys.exit(f"{start}{file}{error.strerror}.")
 
 
-def show_log() -> None:
-    """Show what the package logs, a plain line a record, on standard error."""
+def prepare_console() -> None:
+    """Show what the package logs, a plain line a record, on standard error, and escape what the console cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("gpt2_lit")

@@ -159,14 +159,16 @@ class RunReport(Callback):
         directory = run_directory(trainer)
         if directory is None or not trainer.is_global_zero:
             return
-        checkpoint = shlex.quote(str(directory / "checkpoints" / "last.ckpt"))
-        print(
-            f"{news}\n  logs and checkpoints  {directory}\n"
-            f"  look at the norms     tensorboard --logdir {shlex.quote(str(directory.parent))}, then open\n"
-            "                        http://localhost:6006/?tagFilter=embedding_&smoothing=0#timeseries\n"
-            f"  {purpose:<20}  {self.prog} fit --ckpt_path {checkpoint}{options}",
-            flush=True,
-        )
+        lines = [
+            news,
+            f"  logs and checkpoints  {directory}",
+            f"  look at the norms     tensorboard --logdir {shlex.quote(str(directory.parent))}, then open",
+            "                        http://localhost:6006/?tagFilter=embedding_&smoothing=0#timeseries",
+        ]
+        checkpoint = directory / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            lines.append(f"  {purpose:<20}  {self.prog} fit --ckpt_path {shlex.quote(str(checkpoint))}{options}")
+        print("\n".join(lines), flush=True)
 
 
 def minutes(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
-from gpt2_lit.errors import InvalidValue, MissingFile
+from gpt2_lit.errors import FileError, InvalidValue, MissingFile
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
 
 LOG_DIRECTORY = "logs"
@@ -31,6 +34,24 @@ class RunLogger(TensorBoardLogger):
     # Without **kwargs: what is not an option here is neither in --help nor in config.yaml.
     def __init__(self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None) -> None:
         super().__init__(save_dir, name="", version=version, default_hp_metric=False)
+        self._number = version
+        self._made = False
+
+    @property
+    def version(self) -> int | str:
+        """Number or name of the run. Asking for it claims a free number: runs that start together get one each."""
+        if self._number is None:
+            if not _is_rank_zero():  # trainer.log_dir, which is what counts, is that of rank 0
+                return super().version
+            self._number = _claim_number(Path(self.root_dir))
+            self._made = True
+        return self._number
+
+    def discard(self) -> None:
+        """Delete the directory of a run that came to nothing, if this logger has made it."""
+        if self._made:
+            self.finalize("failed")  # closes its files
+            shutil.rmtree(self.log_dir, ignore_errors=True)
 
 
 def run_directory(trainer: Trainer) -> Path | None:
@@ -46,28 +67,40 @@ def is_run_logger(config: Any) -> bool:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the whole configuration of a run as config.yaml in its directory; a former one becomes config-N.yaml."""
+    """Saves the whole configuration of a run as config.yaml in its directory; a former one becomes config-N.yaml.
+
+    A run that fails before its first step leaves no directory.
+    """
+
+    _first_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Not yet: this configuration may not fit its checkpoint, and must then not replace the one that does."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
         directory = run_directory(trainer)
         if directory is None or not trainer.is_global_zero:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        path, aside = directory / "config.yaml", directory / "config.yaml.tmp"
+        path = directory / "config.yaml"
         config = self.config.clone()
         config.ckpt_path = None  # without these two, the same options start another run
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
-        self.parser.save(config, aside, skip_none=False, overwrite=True, multifile=False)
-        if path.exists() and path.read_bytes() != aside.read_bytes():
-            number = 1
-            while (former := directory / f"config-{number}.yaml").exists():
-                number += 1
-            shutil.copyfile(path, former)
-        _put_in_place(aside, path)
+        with _whole(path) as aside:
+            self.parser.save(config, aside, skip_none=False, overwrite=True, multifile=False)
+            if path.exists() and path.read_bytes() != aside.read_bytes():
+                number = 1
+                while (former := directory / f"config-{number}.yaml").exists():
+                    number += 1
+                shutil.copyfile(path, former)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._first_step in (None, trainer.global_step):  # before the end of the first step
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.discard()
 
 
 class RunCheckpoint(Checkpoint):
@@ -99,9 +132,23 @@ class RunCheckpoint(Checkpoint):
         self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
 
+    @property
+    def best_model_path(self) -> str:
+        """Where ``ckpt_path="best"`` of a Trainer looks; empty while there is none."""
+        return self._path_of("best.ckpt")
+
+    @property
+    def last_model_path(self) -> str:
+        """The file to resume from; empty while there is none."""
+        return self._path_of("last.ckpt")
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         directory = run_directory(trainer)
         self.directory = directory / "checkpoints" if directory else None
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _DirectIO()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.directory:
@@ -211,15 +258,12 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.directory is None:
             return
-        path, aside = self.directory / name, self.directory / f"{name}.tmp"
-        try:
+        with _whole(self.directory / name, trainer.is_global_zero) as aside:
             trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
-            if trainer.is_global_zero:
-                _put_in_place(aside, path)
-        except OSError as error:
-            error.filename = error.filename or str(aside)  # a disk that is full does not say it
-            raise
         trainer.strategy.barrier()
+
+    def _path_of(self, name: str) -> str:
+        return str(self.directory / name) if self.directory and (self.directory / name).exists() else ""
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
@@ -250,6 +294,56 @@ def directory_of_checkpoint(checkpoint: Path) -> Path | None:
     """The directory of the run that a checkpoint belongs to; None if it lies elsewhere."""
     directory = checkpoint.parent.parent
     return directory if checkpoint.parent.name == "checkpoints" and (directory / "config.yaml").exists() else None
+
+
+class _DirectIO(TorchCheckpointIO):
+    """Writes to the path itself. Lightning's own writes to TMPDIR first, which may be small, or on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch tells of a full disk as of a damaged zip file
+                raise error.__context__ from None
+            raise
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _claim_number(root: Path) -> int:
+    """The number after the highest of the runs, as a directory made here and by nobody else."""
+    root.mkdir(parents=True, exist_ok=True)
+    names = [path.name.removeprefix("version_") for path in root.glob("version_*")]
+    number = max((int(name) + 1 for name in names if name.isdecimal()), default=0)
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return number
+        except FileExistsError:
+            number += 1
+
+
+@contextmanager
+def _whole(path: Path, is_writer: bool = True) -> Iterator[Path]:
+    """A path to write to, renamed once its bytes are on the disk; on an error it goes, and the former file stays."""
+    aside = path.with_name(f"{path.name}.tmp")
+    try:
+        yield aside
+        if is_writer:
+            _put_in_place(aside, path)
+    except BaseException as error:
+        if is_writer:
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise FileError(
+                f"{path} cannot be written ({error.strerror or error}); a former one stays as it is. Make room, or set "
+                "trainer.logger.save_dir to another disk."
+            ) from error
+        raise
 
 
 def _put_in_place(aside: Path, path: Path) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
-from gpt2_lit.cli.messages import errors_as_messages, show_log
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separa
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line, that of the process unless ``args`` are given."""
     options = _options(sys.argv[1:] if args is None else args)
-    show_log()
+    prepare_console()
     try:
         with errors_as_messages(reword=_in_words_of_the_tool):
             options.run(options)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gpt2_lit.cli.messages import errors_as_messages, show_log
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.cli.options import OptionParser
 from gpt2_lit.cli.report import RunProgressBar, RunReport
 from gpt2_lit.cli.run import (
@@ -28,7 +28,7 @@ from gpt2_lit.cli.run import (
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.errors import FileError, InvalidValue
 from gpt2_lit.monitor.monitor import EmbeddingMonitor
-from gpt2_lit.monitor.stub import EmbeddingStub
+from gpt2_lit.monitor.stub import ADAMW, EmbeddingStub
 
 TRAINER_DEFAULTS = {
     "max_epochs": 6,
@@ -93,6 +93,8 @@ class EmbeddingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EmbeddingMonitor, "monitor")
+        optimizer = {"class_path": f"torch.optim.{ADAMW.func.__name__}", "init_args": dict(ADAMW.keywords)}
+        parser.set_defaults({"model.optimizer": optimizer})
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_size", "model.context_size")
 
@@ -140,7 +142,7 @@ class EmbeddingCLI(LightningCLI):
 def run(args: list[str], prog: str) -> None:
     """Run a command line of LightningCLI."""
     _keep_quiet()
-    show_log()
+    prepare_console()
     # A progress bar may stand on the line.
     with errors_as_messages(MisconfigurationException, start="\nerror: "):
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.

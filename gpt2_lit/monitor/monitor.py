@@ -301,7 +301,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        elif value is not None and not name.startswith("_"):
+        elif value is not None and not str(name).startswith("_"):
             name = f"{prefix}{name}".removesuffix(".class_path")
             yield name, value if isinstance(value, (int, float)) else str(value)
 

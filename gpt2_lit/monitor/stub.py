@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -15,6 +18,9 @@ from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import logs_this_step
+
+# A partial function and not a lambda, so that a model can be pickled.
+ADAMW = partial(torch.optim.AdamW, lr=0.003, weight_decay=0.0, fused=True)
 
 
 class Perplexity(MeanMetric):
@@ -57,9 +63,7 @@ class EmbeddingStub(LightningModule):
         dropout: float = 0.0,
         init: Literal["gpt2", "normal"] = "gpt2",
         backbone: nn.Module | None = None,
-        optimizer: Callable[[Iterable], torch.optim.Optimizer] = lambda params: torch.optim.AdamW(
-            params, lr=0.003, weight_decay=0.0, fused=True
-        ),
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = ADAMW,
         pad_vocab_to_multiple_of: int = 1,
     ) -> None:
         super().__init__()
@@ -72,6 +76,7 @@ class EmbeddingStub(LightningModule):
         self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init, pad_vocab_to_multiple_of)
         self.backbone = nn.Identity() if backbone is None else backbone
         self.optimizer = optimizer
+        self.lr: float | None = None  # what Lightning's LearningRateFinder has found
         self._optimizer_options: list[dict[str, Any]] = []
         self.val_metrics = MetricCollection({"loss": MeanMetric(), "perplexity": Perplexity()}, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
@@ -108,6 +113,14 @@ class EmbeddingStub(LightningModule):
         ]
         return optimizer
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
+            _clip_mixed(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_callbacks(self) -> list[Callback]:
         return [Throughput()]
 
@@ -116,7 +129,7 @@ class EmbeddingStub(LightningModule):
         # Unless a subclass has optimizers of its own, or schedules, which decide the learning rate.
         if self._optimizer_options and not self.lr_schedulers():
             for group, options in zip(self.trainer.optimizers[0].param_groups, self._optimizer_options, strict=False):
-                group.update(options)
+                group.update(options if self.lr is None else {**options, "lr": self.lr})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a model of other sizes, with the names of the sizes."""
@@ -161,6 +174,13 @@ def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]
     """Inputs, targets, and the positions if they are given; some loaders turn tuples into lists."""
     input_ids, target_ids, *documents = batch
     return input_ids, target_ids, documents[0] if documents else None
+
+
+def _clip_mixed(plugin: MixedPrecision, optimizer: Any, clip_val: float, algorithm: str | None) -> None:
+    """Clip in mixed precision with a fused optimizer too, which may find its gradients unscaled: Lightning refuses."""
+    if plugin.scaler and getattr(optimizer, "_step_supports_amp_scaling", False):
+        plugin.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    super(MixedPrecision, plugin).clip_gradients(optimizer, clip_val, GradClipAlgorithmType(algorithm or "norm"))
 
 
 class Throughput(Callback):

@@ -30,7 +30,7 @@ def hold(directory: Path, note: str) -> None:
     """Keep a directory from being removed until this process ends."""
     file = directory / LAST_USE
     with suppress(OSError):  # a cache may be read-only
-        file.write_text(note, encoding="utf-8")
+        file.write_text(note, encoding="utf-8", errors="surrogateescape")
     with suppress(OSError):  # not every file system has locks
         if fcntl and directory not in _HELD:
             _HELD[directory] = os.open(file, os.O_RDONLY)
@@ -41,7 +41,7 @@ def last_use(directory: Path) -> LastUse | None:
     """None if it was never held: then it is none of the cache's."""
     with suppress(OSError):
         file = directory / LAST_USE
-        return LastUse(file.stat().st_mtime, file.read_text(encoding="utf-8"))
+        return LastUse(file.stat().st_mtime, file.read_text(encoding="utf-8", errors="surrogateescape"))
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from gpt2_lit.errors import without_secrets
 from gpt2_lit.store.manifest import FORMAT_VERSION
 from gpt2_lit.text.files import SourceFile, is_url
 from gpt2_lit.text.readers import TextOptions, can_be_cut
@@ -57,7 +58,8 @@ class Part(NamedTuple):
         return (self.file.size if self.stop is None else self.stop) - self.start
 
     def __str__(self) -> str:
-        return self.file.path if self.stop is None else f"{self.file.path}, bytes {self.start:,} to {self.stop:,}"
+        path = without_secrets(self.file.path)
+        return path if self.stop is None else f"{path}, bytes {self.start:,} to {self.stop:,}"
 
 
 class ShardPlan(NamedTuple):
@@ -118,4 +120,4 @@ def absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 def _chance(path: str) -> float:
     """A number from 0 to below 1 that only the path decides."""
-    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "little") / 2**64
+    return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest(), "little") / 2**64

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from gpt2_lit.errors import without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards
 from gpt2_lit.store.storage import LocalStorage
@@ -61,18 +62,26 @@ def prepare(
         StoreError: If the directory holds something else.
     """
     recipe = recipe or Recipe()
-    files = absolute(Source.of(source).find_files())
+    files, report = Source.of(source).look()
+    files = absolute(files)
     storage = LocalStorage(Path(store).absolute())
     writer = StoreWriter(storage)
     work = _Work.plan(files, recipe, writer)
     if work.former and work.is_done:
+        _tell(report)
         return Prepared(work.former, 0, [])
     writer.check()
     with storage.lock():
+        _tell(report)
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
         _tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
         return _commit(work, made, files, recipe, writer)
+
+
+def _tell(report: str) -> None:
+    if report:
+        _LOG.info("%s", report)
 
 
 def _tell_kept_ends(recipe: Recipe, count: int) -> None:
@@ -143,6 +152,7 @@ def _commit(
     shards = [by_key[plan.key] for plan in work.plans]
     if not any(shard.num_documents for shard in shards):
         raise no_text_error(files)
+    files = [file._replace(path=without_secrets(file.path)) for file in files]  # as they are kept and shown
     sources = sources_bytes(files)
     manifest = Manifest(
         tokenizer=recipe.tokenizer.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from gpt2_lit.errors import InvalidValue, MissingFile
+from gpt2_lit.errors import InvalidValue, MissingFile, without_secrets
 from gpt2_lit.store.last_use import hold, last_use, remove
 from gpt2_lit.store.manifest import MANIFEST, StoreError, is_store
 from gpt2_lit.store.plan import Recipe, key_of
@@ -86,7 +86,7 @@ class TokenCache(NamedTuple):
     def directory_of(self, source: SourceChoice | Source) -> Path:
         """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
         places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
-        name = re.sub(r"[^\w.-]+", "_", os.path.basename(min(places)))[:40]
+        name = re.sub(r"[^\w.-]+", "_", os.path.basename(without_secrets(min(places))))[:40]
         # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
         tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
         return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
@@ -125,8 +125,10 @@ class TokenCache(NamedTuple):
 
 def default_directory() -> Path:
     """Where tokens are kept by default: ``$GPT2_LIT_CACHE``, or in the system's directory for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit")).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = os.path.expanduser(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit"))
+    # A user without a home directory is told so once there is something to keep, as with a home that cannot be written.
+    return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
 
 
 Kind = Literal["text", "store", "ids"]

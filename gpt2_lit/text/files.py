@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile, NotPermitted
+from gpt2_lit.text import web
 
 SHIPPED_TEXT = Path(__file__).parents[1] / "assets" / "tale.txt"
 
@@ -22,6 +24,9 @@ class SourceFile(NamedTuple):
     serves_ranges: bool = True  # False: a server that sends a file from its start only
 
 
+_PACKED = "gzip "  # in front of the stamp of a file that a web server sends packed
+
+
 def open_file(file: SourceFile) -> io.BufferedReader:
     """The bytes of a file as they are stored; an error is the file system's own.
 
@@ -33,14 +38,16 @@ def open_file(file: SourceFile) -> io.BufferedReader:
     """
     if not is_url(file.path):
         return open(file.path, "rb")
+    if is_http(file.path):
+        stamp = file.stamp.removeprefix(_PACKED)
+        return web.open_url(file.path, file.size, stamp, is_packed=stamp != file.stamp)
     filesystem, path = filesystem_of(file.path)
-    options = {} if file.serves_ranges else {"block_size": 0}  # fsspec's sign for: as one stream
-    return io.BufferedReader(filesystem.open(path, "rb", **options), _BUFFER)
+    return io.BufferedReader(filesystem.open(path, "rb"), _BUFFER)
 
 
 def is_url(name: str) -> bool:
     """Whether a name is that of a file elsewhere."""
-    return "://" in name
+    return re.match(r"[\w+.:-]+://", name) is not None
 
 
 def is_http(url: str) -> bool:
@@ -60,34 +67,33 @@ def local_file(path: str) -> SourceFile:
         raise InvalidValue(
             f"data.source: {path} is a pipe or a device, which can be read only once. Write what it gives to a file."
         )
-    return SourceFile(path, status.st_size, str(status.st_mtime_ns))
+    return SourceFile(path, status.st_size, _time_of_change(status))
+
+
+def _time_of_change(status: os.stat_result) -> str:
+    """When the content changed, and when anything did: a file that replaces another may have kept its old time."""
+    return f"{status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def web_file(url: str) -> SourceFile:
+    """A file of a web server; one that nothing tells from another is told by its content, if it is small."""
+    page = web.look(url)
+    stamp = page.stamp or web.content_stamp(url, page.is_packed)
+    return SourceFile(url, page.size, (_PACKED if page.is_packed else "") + stamp, page.serves_ranges)
 
 
 def remote_file(filesystem: Any, name: str, info: dict[str, Any]) -> SourceFile:
     """A file elsewhere, of what its file system says of it."""
-    serves_ranges = not is_http(name) or _serves_ranges(filesystem, name, info.get("size"))
     path = name if is_url(name) else filesystem.unstrip_protocol(name)
-    return SourceFile(path, info.get("size") or 0, _stamp(filesystem, name, info), serves_ranges)
+    return SourceFile(path, info.get("size") or 0, _stamp(filesystem, name, info))
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the file's name in it."""
     import fsspec
 
-    options = {}
-    if is_http(url):
-        import aiohttp
-
-        # The bytes as they are stored, so that sizes and ranges mean them; proxies of the environment; no limit to the
-        # time of a whole file (aiohttp's is five minutes), but to that of silence.
-        options["client_kwargs"] = {
-            "headers": {"Accept-Encoding": "identity"},
-            "auto_decompress": False,
-            "trust_env": True,
-            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300),
-        }
     try:
-        return fsspec.url_to_fs(url, **options)
+        return fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one that takes a package
         raise InvalidValue(f"data.source: {url} cannot be read: {error}.") from None
 
@@ -97,7 +103,7 @@ def check_unchanged(file: SourceFile) -> None:
     if is_url(file.path) or not os.path.exists(file.path):
         return
     now = os.stat(file.path)
-    if (now.st_size, str(now.st_mtime_ns)) != (file.size, file.stamp):
+    if (now.st_size, _time_of_change(now)) != (file.size, file.stamp):
         raise FileError(
             f"{file.path} changed while it was read: it had {file.size} bytes and has {now.st_size}. Start again when "
             "nothing writes to it."
@@ -111,9 +117,13 @@ def unreadable(path: str, error: Exception) -> OSError:
     if not is_url(path):
         reason = getattr(error, "strerror", None) or error
         return kind(f"{path} cannot be read: {reason}. Check its permissions and its disk.")
-    cause = error.__cause__ or error  # fsspec's own for HTTP is a FileNotFoundError, whatever happened
-    status = getattr(cause, "status", None)
-    reason = f"HTTP status {status} {getattr(cause, 'message', '')}" if status else f"{type(cause).__name__}: {cause}"
+    cause = error.__cause__ or getattr(error, "reason", error)
+    status = getattr(error, "code", None)
+    if status:
+        kind = {404: MissingFile, 410: MissingFile, 401: NotPermitted, 403: NotPermitted}.get(status, FileError)
+        reason = f"HTTP status {status} {cause}"
+    else:
+        reason = f"{type(cause).__name__}: {cause}"
     return kind(f"{path} cannot be read: {reason.strip()}. Check the address, the network and the rights to read it.")
 
 
@@ -122,15 +132,3 @@ def _stamp(filesystem: Any, name: str, info: dict[str, Any]) -> str:
         if info.get(key):
             return str(info[key])
     return filesystem.ukey(name)
-
-
-def _serves_ranges(filesystem: Any, path: str, size: int | None) -> bool:
-    """Whether an HTTP server answers with a part of a file, found out by its last byte."""
-    if not size:
-        return False
-    try:
-        with filesystem.open(path, block_size=1, cache_type="none") as stream:
-            stream.seek(size - 1)
-            return len(stream.read(1)) == 1
-    except ValueError:  # fsspec's, at an answer that is no part
-        return False

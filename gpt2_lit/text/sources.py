@@ -1,15 +1,19 @@
 """what a user points at -> files: local ones, directories, globs, URLs and datasets."""
 
+import errno
 import glob
 import importlib.util
 import json
 import os
+import re
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError, without_secrets
 from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
@@ -19,6 +23,7 @@ from gpt2_lit.text.files import (
     local_file,
     remote_file,
     unreadable,
+    web_file,
 )
 from gpt2_lit.text.readers import FORMATS, TextOptions, compression_of, extensions, format_of, read_pieces
 
@@ -47,21 +52,24 @@ class Source:
         """The source that a user gave, a :data:`SourceChoice`; None is the tale that ships with the package."""
         if isinstance(choice, Source):
             return choice
-        if isinstance(choice, Iterator):  # of Path.glob, for example
-            choice = list(choice)
-        choices = [SHIPPED_TEXT] if choice is None else [choice] if isinstance(choice, (str, os.PathLike)) else choice
-        if not isinstance(choices, Iterable) or not all(isinstance(name, (str, os.PathLike)) for name in choices):
-            raise InvalidType(f"data.source must be a path, a URL or a list of these, got {choice!r}.")
-        names = tuple(os.fspath(name) for name in choices)
+        if choice is None or isinstance(choice, (str, bytes, os.PathLike)) or not isinstance(choice, Iterable):
+            choices = [SHIPPED_TEXT if choice is None else choice]
+        else:
+            choices = list(choice)  # once, as it may be a generator
+        names: tuple[Any, ...] = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
+        if not all(isinstance(name, str) for name in names):
+            raise InvalidType(f"data.source must be a path, a URL or a list of these, got {reprlib.repr(choice)}.")
         if not names or "" in names:
-            raise InvalidValue(f"data.source is empty: {choice!r}. Give at least one text file or directory.")
+            raise InvalidValue(
+                f"data.source is empty: {reprlib.repr(choice)}. Give at least one text file or directory."
+            )
         return cls(tuple(name if is_url(name) else os.path.expanduser(name) for name in names))
 
     def __str__(self) -> str:
         first, *others = self.names
         if self.names == (str(SHIPPED_TEXT),):
             return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-        return f"{first} to {others[-1]}" if others else first
+        return without_secrets(f"{first} to {others[-1]}" if others else first)
 
     def find_files(self) -> list[SourceFile]:
         """The files that it stands for, each once, in sorted order of their paths.
@@ -73,23 +81,31 @@ class Source:
         Raises:
             MissingFile: If a path or URL does not exist, a glob matches no file, or a directory has none to read.
             FileError: If something cannot be looked at: no connection, a broken disk; NotPermitted if it may not be.
-            InvalidValue: If it is a pipe, or a dataset of several splits.
+            InvalidValue: If it is a pipe, or a directory of several splits, or of tokens beside texts.
             MissingPackage: If a file takes a package that is not installed.
 
         Example:
             >>> [Path(file.path).name for file in Source.of(None).find_files()]
             ['tale.txt']
         """
+        return self.look()[0]
+
+    def look(self) -> tuple[list[SourceFile], str]:
+        """The same files, and a line on what directories and patterns gave and what was passed over; else empty."""
+        passed_over: list[str] = []
         files: list[SourceFile] = []
         for name in self.names:
-            files += _remote_files(name) if is_url(name) else _local_files(name)
+            files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
         # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
         named: dict[str, SourceFile] = {}
         for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
             named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
         files = list(named.values())
         _check_readable(files)
-        return files
+        by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
+        return files, _report(files, passed_over) if passed_over or any(
+            file.path not in by_name for file in files
+        ) else ""
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""
@@ -102,10 +118,21 @@ def _is_to_read(path: str) -> bool:
     return form is not None and form.in_directories and (form.may_be_compressed or not compression_of(path))
 
 
-def _files_to_read(paths: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
+def _files_to_read(
+    directory: str, paths: Iterable[str], read: Callable[[str], bytes], passed_over: list[str]
+) -> list[str]:
     """Of all files below a directory those to read; of a saved dataset those that it consists of."""
     paths = list(paths)
-    chosen = [path for path in paths if _is_to_read(path)]
+    chosen = _without_caches(paths, [path for path in paths if _is_to_read(path)], read)
+    others = sorted(set(paths).difference(chosen))
+    _check_tokens(directory, chosen, others)
+    _check_splits(directory, chosen)
+    passed_over += others
+    return chosen
+
+
+def _without_caches(paths: list[str], chosen: list[str], read: Callable[[str], bytes]) -> list[str]:
+    """Of saved datasets only the files that they consist of, and not what is cached beside them."""
     for path in paths:
         directory, name = os.path.split(path)
         if name == "dataset_dict.json":
@@ -129,6 +156,96 @@ def _files_to_read(paths: Iterable[str], read: Callable[[str], bytes]) -> list[s
     return chosen
 
 
+# Files of a token store of ours, which may lie below a directory of texts without being meant.
+_OUR_TOKENS = re.compile(r"(tokens|documents)-[0-9a-f]{16}\.bin")
+
+
+def _check_tokens(directory: str, chosen: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse a directory whose text may only describe what lies beside it: tokens, or C4's lines of JSON."""
+    for what, is_it in (
+        ("tokens", lambda path: path.lower().endswith(".bin") and not _OUR_TOKENS.fullmatch(os.path.basename(path))),
+        ("compressed JSON", lambda path: extensions(path)[0] == ".json" and compression_of(path)),
+    ):
+        found = [path for path in others if is_it(path)]
+        if found:
+            beside = f" beside text ({_some(directory, chosen)})" if chosen else ""
+            instead = f", or {_pattern(chosen)} for the text" if chosen else ""
+            raise InvalidValue(
+                f"data.source: the directory {directory} holds {what} ({_some(directory, found)}){beside}. Name what "
+                f"you mean: {_pattern(found)}{instead}."
+            )
+
+
+_SPLIT = re.compile(r"(?<![a-z\d])(train|training|validation|valid|val|dev|eval|test)(?![a-z])")
+_SPLIT_NAMES = {"training": "train", "test": "test", "train": "train"}  # the others are validation
+
+
+def _check_splits(directory: str, chosen: Sequence[str]) -> None:
+    """Refuse names that differ only in the split that they name: train-0-of-2.parquet and test-0-of-1.parquet."""
+    found: dict[tuple, dict[str, str]] = {}
+    for path in chosen:
+        *parents, name = os.path.relpath(path, directory).replace(os.sep, "/").split("/")
+        for depth, part in enumerate([*parents, name]):
+            is_file = depth == len(parents)
+            stem = part.lower().removesuffix("".join(extensions(part)) if is_file else "")
+            split = _SPLIT.search(stem)
+            if split:
+                rest = re.sub(r"\d+", "0", f"{stem[: split.start()]}*{stem[split.end() :]}")
+                key = (*parents[:depth], rest, format_of(part).kind if is_file else "")
+                place = "/".join((*parents[:depth], part))
+                found.setdefault(key, {}).setdefault(_SPLIT_NAMES.get(split[1], "validation"), place)
+                break
+    for key, places in found.items():
+        # Directories of programs are called test and dev too.
+        if len(places) > 1 and (key[-1] or "train" in places):
+            place = places.get("train") or next(iter(places.values()))
+            way = re.sub(r"\d+", "*", place) if key[-1] else place
+            raise InvalidValue(
+                f"data.source: the directory {directory} holds several splits of a dataset "
+                f"({', '.join(places.values())}), which should not get mixed. Name the one to read: "
+                f"{os.path.join(directory, way)}; for all of them give each as an item of a list."
+            )
+
+
+def _some(directory: str, paths: Sequence[str]) -> str:
+    names = [os.path.relpath(path, directory) for path in paths[:2]]
+    return ", ".join(names) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """A pattern for files like the first of these; of tokens of several splits those to train on."""
+    paths = [path for path in paths if "train" in os.path.basename(path)] or paths
+    parent, name = os.path.split(paths[0])
+    return paths[0] if len(paths) == 1 else os.path.join(parent, "*" + "".join(extensions(name)))
+
+
+def _report(files: Sequence[SourceFile], passed_over: Sequence[str]) -> str:
+    num_bytes = sum(file.size for file in files)
+    size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes:,} bytes"
+    report = f"data.source: {len(files):,} files ({_kinds([file.path for file in files])}), {size}"
+    gone = [path for path in passed_over if path.endswith(_GONE)]
+    others = [path for path in passed_over if not path.endswith(_GONE)]
+    report += f"; passed over: {_kinds(others)}" if others else ""
+    return report + (f"; {', '.join(gone[:3])}" + (f" and {len(gone) - 3} more" if gone[3:] else "") if gone else "")
+
+
+def _kinds(paths: Sequence[str]) -> str:
+    """How many there are of each extension, the most frequent first: "12 .txt, 1 .md"."""
+    counts = Counter(
+        _HIDDEN if _is_hidden(path) else "".join(extensions(path)) or "without extension" for path in paths
+    )
+    kinds = [f"{number:,} {kind}" for kind, number in counts.most_common()]
+    return ", ".join(kinds[:6]) + (f" and {len(kinds) - 6} kinds more" if kinds[6:] else "")
+
+
+_GONE = " (a link to nothing)"
+_HIDDEN = "hidden"
+
+
+def _is_hidden(path: str) -> bool:
+    return os.path.basename(path).startswith(".")
+
+
 def _json_object(raw: bytes) -> dict[str, Any]:
     """What is in a file that may be another program's of the same name: then nothing."""
     try:
@@ -144,42 +261,104 @@ _NOTHING_TO_READ = (
 )
 
 
-def _local_files(name: str) -> list[SourceFile]:
-    path = Path(name)
+def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
     try:
-        if path.is_dir():
-            paths = _files_to_read(_files_below(path), lambda path: Path(path).read_bytes())
+        if os.path.isdir(name):
+            paths = _below(name, passed_over)
             if not paths:
-                raise MissingFile(f"data.source: the directory {path} {_NOTHING_TO_READ}")
-        elif path.exists():
-            paths = [str(path)]
-        elif any(sign in name for sign in "*?["):
-            paths = [found for found in glob.glob(str(path), recursive=True) if os.path.isfile(found)]
-            if not paths:
-                raise MissingFile(
-                    f"data.source: no file matches {path} (looked in {Path.cwd()}). Check the spelling; ** stands for "
-                    "any directories between, and hidden files are left out."
-                )
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+        elif os.path.exists(name):
+            paths = [name]
         else:
-            raise MissingFile(
-                f"data.source: there is no file or directory {path} (looked in {Path.cwd()}). Check the spelling, "
-                "or leave data.source out to use the tale that ships with gpt2_lit."
-            )
+            paths = _matches(name, passed_over)
+            if not paths:
+                raise _missing(name)
         return [local_file(str(Path(path))) for path in paths]
     except UserError:
         raise
     except OSError as error:
-        raise unreadable(f"data.source: {error.filename or path}", error) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise _missing(name) from None
+        raise unreadable(f"data.source: {error.filename or name}", error) from None
 
 
-def _files_below(directory: Path) -> Iterator[str]:
+def _missing(name: str) -> UserError:
+    if "\n" in name or len(name) > 255:
+        return InvalidValue(
+            f"data.source must be a path or a URL, and {reprlib.repr(name)} looks like a text ({len(name):,} "
+            "characters). Write it to a file and give that."
+        )
+    if any(sign in name for sign in "*?["):
+        return MissingFile(
+            f"data.source: no file matches {name} (looked in {Path.cwd()}). Check the spelling; ** stands for "
+            "any directories between, and hidden files are left out."
+        )
+    return MissingFile(
+        f"data.source: there is no file or directory {name} (looked in {Path.cwd()}). Check the spelling, "
+        "or leave data.source out to use the tale that ships with gpt2_lit."
+    )
+
+
+def _below(directory: str, passed_over: list[str]) -> list[str]:
+    paths = [
+        os.path.join(parent, name) for parent, names in _directories(directory, passed_over) for name in sorted(names)
+    ]
+    paths = [path for path in paths if _is_there(path, passed_over)]
+    return _files_to_read(directory, paths, lambda path: Path(path).read_bytes(), passed_over)
+
+
+def _matches(pattern: str, passed_over: list[str]) -> list[str]:
+    """The files that match, and of directories that match the files to read."""
+    paths = []
+    for path in _glob(pattern):
+        if os.path.isdir(path):
+            paths += [] if "**" in pattern else _below(path, passed_over)
+        elif _is_there(path, passed_over):
+            paths.append(path)
+    return paths
+
+
+_STARS = rf"(?:^|(?<=[{re.escape(os.sep)}/]))\*\*(?:[{re.escape(os.sep)}/]|$)"  # as a whole directory
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """As glob's, whose ** goes round in circles of links, and passes over what it cannot read."""
+    head, *tail = re.split(_STARS, pattern, maxsplit=1)
+    if not tail:
+        yield from glob.glob(pattern)
+        return
+    for base in glob.glob(head) if head else [""]:
+        for directory, _ in _directories(base or ".", []):
+            yield from _glob(os.path.join(glob.escape(directory), tail[0] or "*"))
+
+
+def _is_there(path: str, passed_over: list[str]) -> bool:
+    if os.path.islink(path) and not os.path.exists(path):
+        passed_over.append(path + _GONE)
+    return os.path.isfile(path)
+
+
+def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A directory and those below that are not hidden, each once, with the names of their files.
+
+    Links are followed after all else, so that a file is named by where it lies, and not to where they lead upwards.
+    """
+
     def stop(error: OSError) -> None:
         raise error  # os.walk would leave the directory out
 
-    for parent, directories, names in os.walk(directory, onerror=stop):
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if os.path.isfile(path))
+    seen, links = set(), [top]
+    for start in links:
+        for parent, names, files in os.walk(start, onerror=stop):
+            place = os.path.realpath(parent)
+            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+                names.clear()
+                continue
+            seen.add(place)
+            passed_over += [name for name in (*names, *files) if _is_hidden(name)]
+            names[:] = sorted(name for name in names if not _is_hidden(name))
+            links += [os.path.join(parent, name) for name in names if os.path.islink(os.path.join(parent, name))]
+            yield parent, [name for name in files if not _is_hidden(name)]
 
 
 def _check_readable(files: list[SourceFile]) -> None:
@@ -202,16 +381,19 @@ def _check_readable(files: list[SourceFile]) -> None:
             )
 
 
-def _remote_files(url: str) -> list[SourceFile]:
+def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
     try:
+        if is_http(url):
+            return [web_file(url)]
         filesystem, path = filesystem_of(url)
-        if not is_http(url) and any(sign in path for sign in "*?["):
+        if any(sign in path for sign in "*?["):
             found = filesystem.glob(path, detail=True)
             found = {name: info for name, info in found.items() if info["type"] == "file"}
-        elif not is_http(url) and filesystem.isdir(path):
+        elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
             shown = [name for name in found if "/." not in name.removeprefix(path)]
-            found = {name: found[name] for name in _files_to_read(shown, filesystem.cat_file)}
+            chosen = _files_to_read(path, shown, filesystem.cat_file, passed_over)
+            found = {name: found[name] for name in chosen}
         else:
             found = {url: filesystem.info(path)}
         files = [remote_file(filesystem, name, info) for name, info in found.items()]
