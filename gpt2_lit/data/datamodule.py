@@ -30,44 +30,35 @@ logger = getLogger(__name__)
 class GPTDataModule(LightningDataModule):
     """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
-    The text becomes tokens, the tokens are split into ranges for train and val, and each range is cut into windows. A
-    batch is ``input_ids, target_ids``, two int64 tensors of shape (B, T). Without a Trainer, each pass over a loader is
-    the next epoch.
+    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch. See docs/batches.md.
 
     Args:
-        source: A file, directory, glob like books/**/*.txt, URL, or several of these: .txt, .md, .jsonl, .csv (all four
-            also .gz and .zst), .parquet, and datasets saved to disk; documents are separated by the end of text. Or
-            tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT and llm.c write them. None is the tale that
-            ships with gpt2_lit.
-        tokenizer: gpt2 (byte pairs, 50,257 ids), words (an id for each word of the source), an encoding of tiktoken
-            like cl100k_base, or the path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or
-            an object with encode, decode and n_vocab.
+        source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (also
+            .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
+            and llm.c write them. None is the tale that ships with gpt2_lit.
+        tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
+            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
         context_size: Length of a window, in tokens.
-        stride: Tokens between the starts of neighbouring training windows. None is context_size: no overlap. Windows of
-            validation and test never overlap, so that each token counts once.
+        stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.
         val_fraction: Share of the tokens set aside for validation, from 0 (no validation) to below 1.
-        val_source: Text for validation, in the forms of source; all of source is then for training.
+        val_source: Text for validation, in the forms of source, all of which is then for training.
         test_source: Text for test and predict, in the forms of source. None is what validation has.
-        seed: Decides the split and the order of training. It does not follow --seed_everything: runs that start from
-            other weights see the same data.
-        shuffle: Order of training. global draws from all windows; block permutes blocks of neighbouring windows, for
-            cold disks and stores larger than memory. False is reading order.
+        seed: Decides the split and the order of training. It does not follow --seed_everything.
+        shuffle: global draws from all windows; block permutes blocks of neighbouring windows, for cold disks and stores
+            larger than memory. False is reading order.
         drop_last: Whether to leave out a last training batch that is not full; always so with several processes.
-        num_workers: Processes that prepare batches. 0, the training process itself, is fast enough for texts that fit
-            into memory. Under DDP workers are spawned: guard your script with ``if __name__ == "__main__":``.
+        num_workers: Processes that prepare batches. 0 is the training process, fast enough for texts that fit into
+            memory. Under DDP, guard your script with ``if __name__ == "__main__":``.
         pin_memory: Whether to copy batches to the GPU from page-locked memory. None is where a GPU is used.
-        document_ids: Whether a batch also has position_ids, which start at 0 in each document, and document_ids, for
-            models that keep documents apart: ``input_ids, target_ids, position_ids, document_ids = batch``.
-        cache_dir: Directory where the tokens of texts are kept, which may be deleted at any time. None is
-            $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
+        document_ids: Whether a batch also has position_ids and document_ids, for models that keep documents apart.
+        cache_dir: Directory where the tokens are kept. None is $GPT2_LIT_CACHE, or ~/.cache/gpt2_lit.
         text_field: Field of .jsonl files, or column of .csv and .parquet files and datasets, that holds the text.
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
             .jsonl or a row is one document.
-        token_dtype: Type of the ids in .bin files without a header, as nanoGPT writes them.
-        vocab_size: Number of ids in .bin files of another tokenizer, which are shown as numbers. None is that of
-            the tokenizer.
+        token_dtype: Type of the ids in .bin files without a header.
+        vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
 
     Example:
@@ -130,7 +121,7 @@ class GPTDataModule(LightningDataModule):
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
         self._progress_of_last_fit: Progress | None = None
-        self._limit_val_batches: int | float | None = None  # the trainer's own, while there is nothing to validate on
+        self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
     @property
     def vocab_size(self) -> int:

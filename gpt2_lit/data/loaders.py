@@ -37,27 +37,29 @@ class TimedDataLoader(BatchLoader):
     seconds_waited = 0.0
     for_one_process = False  # then it refuses to be one of several
 
-    # A generator, so that no worker starts before the first batch is asked for: to estimate the number of steps,
-    # Lightning makes the iterator before it restores a checkpoint.
+    # A generator, so that no worker starts early: Lightning makes an iterator before it restores a checkpoint.
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:
         if self.for_one_process and rank_and_world_size() != (0, 1):
-            raise InvalidValue(
-                "this loader was made before the process group, so each process would train on all windows. Make it "
-                "after torch.distributed.init_process_group, or fabric.launch()."
-            )
+            raise _made_too_early()
         asked = time.perf_counter()
         for batch in super().__iter__():
             self.seconds_waited += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
 
-    # The position is kept by GPTDataModule. Without these two Lightning warns that a run stopped within an epoch
-    # cannot resume there.
+    # GPTDataModule keeps the position. Without these two, Lightning warns that a run cannot resume within an epoch.
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def _made_too_early() -> InvalidValue:
+    return InvalidValue(
+        "this loader was made before the process group, so each process would train on all windows. Make it after "
+        "torch.distributed.init_process_group, or fabric.launch()."
+    )
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -81,11 +83,10 @@ def batch_loader(
         collate_fn=as_it_is,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        # Or torch draws a seed for the workers from the global generator, so that dropout depends on their number.
+        # Or torch draws from the global generator for its workers, and dropout depends on their number.
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_parent,
-        # A worker forked beside the threads of a process group may wait for ever for a lock that one of them held:
-        # pytorch/pytorch#75147.
+        # A worker forked beside a process group may wait for ever for a lock of its threads: pytorch/pytorch#75147.
         multiprocessing_context="spawn" if num_workers and sampler.num_replicas > 1 else None,
     )
 

@@ -27,10 +27,9 @@ Shuffle = Literal["global", "block"] | bool
 def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
     """The windows at these positions of a shuffled epoch: for each seed and epoch a permutation of all windows.
 
-    Any part can be computed without the rest. A Feistel network permutes the numbers below a power of two; a result
-    beyond ``num_windows`` goes through it again ("cycle walking", less than two rounds on average).
-    Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002); the mixing constants are those of
-    splitmix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014).
+    Any part is computed without the rest: a Feistel network permutes the numbers below a power of two, and a result
+    beyond ``num_windows`` goes through it again ("cycle walking").
+    Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002); mixing constants of splitmix64.
 
     Example:
         >>> permute(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
@@ -114,17 +113,17 @@ class Position(NamedTuple):
 class WindowSampler(DistributedSampler):
     """The batches of window indices of one process, for ``DataLoader(batch_size=None)``.
 
-    Processes take equal shares of each global batch: two with batches of 4 see what one sees with batches of 8. A pass
-    that starts within an epoch continues into the next one, so that it is always as long as an epoch.
+    Processes take equal shares of each global batch. A pass that starts within an epoch continues into the next one, so
+    that it is always as long as an epoch. A DistributedSampler, because Lightning would wrap any other in its own,
+    which repeats windows.
 
     Args:
         num_windows: Windows in the dataset, W.
         batch_size: Windows that one process takes at a time, B.
         seed: Decides the order.
-        shuffle: global or True for :func:`permute`, block for :func:`permute_in_blocks`, False for reading order.
+        shuffle: global (or True), block (see :func:`permute_in_blocks`), or False for reading order.
         drop_last: Whether to leave out the windows after the last full global batch of an epoch. If not, several
-            processes share the windows of the last two global batches evenly: all must have the same number of
-            batches, or they would wait for each other for ever. With too few windows some batches are empty.
+            processes share those of the last two evenly; with too few windows some batches are empty.
         rank: Which of the processes this is, from 0.
         world_size: Number of processes.
         position: Called at the start of each pass, which begins there. None begins pass number k at epoch k.

@@ -37,18 +37,9 @@ def split_tokens(
     seed: int,
     nearest_document_end: Callable[[int, int], int] = lambda position, within: position,
 ) -> Split:
-    """Set stretches of a text aside for validation, at random positions that the seed decides.
+    """Set stretches of a text aside for validation, at positions that the seed decides; at least one window of it.
 
-    Windows are cut afterwards, inside the ranges: splitting overlapping windows would put the same tokens on both
-    sides. The split does not depend on stride and batch size, nor on a context size that is small beside the text.
-
-    Args:
-        num_tokens: Length of the text.
-        val_fraction: Share of the tokens that validation gets; at least one window, unless it is 0.
-        context_size: Length of a window, in tokens.
-        seed: Decides where validation lies.
-        nearest_document_end: :meth:`TokenStore.nearest_document_end`. Stretches begin and end at the end of a document
-            within an eighth of their length; a surplus or deficit carries over to the next stretch.
+    They begin and end where ``nearest_document_end`` says, within an eighth of their length.
 
     Example:
         >>> split_tokens(100, val_fraction=0.2, context_size=4, seed=1)
@@ -57,12 +48,7 @@ def split_tokens(
     window = context_size + 1
     val_tokens = max(round(num_tokens * val_fraction), window) if val_fraction else 0
     if num_tokens - val_tokens < window:
-        val_part = f" and {val_tokens} for val" if val_tokens else ""
-        raise InvalidValue(
-            f"the text is too short: one window needs context_size + 1 = {window} tokens in train{val_part}, "
-            f"and the text has {num_tokens}. Lower data.context_size{' or data.val_fraction' * bool(val_tokens)}, "
-            "or give more text."
-        )
+        raise _too_short(num_tokens, val_tokens, window)
     if not val_tokens:
         return Split([Range(0, num_tokens)], [])
 
@@ -98,3 +84,12 @@ def _choose(num_slots: int, num_chosen: int, seed: int) -> list[int]:
     while len(chosen) < num_chosen:
         chosen.add(int(rng.random() * num_slots))
     return sorted(chosen)
+
+
+def _too_short(num_tokens: int, val_tokens: int, window: int) -> InvalidValue:
+    val_part = f" and {val_tokens} for val" if val_tokens else ""
+    return InvalidValue(
+        f"the text is too short: one window needs context_size + 1 = {window} tokens in train{val_part}, "
+        f"and the text has {num_tokens}. Lower data.context_size{' or data.val_fraction' * bool(val_tokens)}, "
+        "or give more text."
+    )

@@ -44,9 +44,8 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
     Args:
         tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
         context_size: Length of a window, in tokens.
-        stride: Tokens between the starts of neighbouring windows.
-        ranges: The parts of the tokens to cut windows from. No window crosses the border of a range, nor that of a
-            segment of a store; tokens after the last full one are left out. None is all tokens.
+        stride: Distance between the starts of neighbouring windows, in tokens.
+        ranges: Where windows are cut; none crosses the border of a range or of a store's segment. None is everywhere.
         end_of_text: The id that ends a document. With it, windows are :class:`DocumentBatch`.
 
     Example:
@@ -81,12 +80,7 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
     def check_not_empty(self, name: str) -> None:
         """Raise an InvalidValue if the tokens, called by ``name``, have no window."""
         if not len(self):
-            lengths = [piece.num_tokens for piece in _pieces(self.ranges, self.tokens.segments)]
-            pieces = f" in {len(lengths)} pieces of at most {max(lengths)}" if len(lengths) > 1 else ""
-            raise InvalidValue(
-                f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
-                f"{self.num_tokens}{pieces}. Lower context_size or give more text."
-            )
+            raise self._too_short(name)
 
     def __len__(self) -> int:
         return int(self._windows_before[-1])
@@ -122,6 +116,14 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
         piece = np.searchsorted(self._windows_before, windows, side="right") - 1
         return self._piece_starts[piece] + (windows - self._windows_before[piece]) * self.stride
 
+    def _too_short(self, name: str) -> InvalidValue:
+        lengths = [piece.num_tokens for piece in _pieces(self.ranges, self.tokens.segments)]
+        pieces = f" in {len(lengths)} pieces of at most {max(lengths)}" if len(lengths) > 1 else ""
+        return InvalidValue(
+            f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
+            f"{self.num_tokens}{pieces}. Lower context_size or give more text."
+        )
+
 
 class GPTDatasetV1(TokenWindows):
     """Every window of ``context_size`` tokens of a text, one each ``stride`` tokens; see :class:`TokenWindows`.
@@ -148,15 +150,14 @@ class GPTDatasetV1(TokenWindows):
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "") -> int:
-    """A setting of the data, which must be a whole number of any integer type, as an int."""
+    """A setting, which may be of any integer type, as an int."""
     try:
         number = operator.index(value)
     except TypeError:
         raise InvalidType(f"{name} must be a whole number, got {value!r}. Set data.{name}.") from None
-    if most is not None and not least <= number <= most:
-        raise InvalidValue(f"{name} must be from {least} to {most}, got {number}. Set data.{name}.")
-    if number < least:
-        raise InvalidValue(f"{name} must be at least {least}{unit}, got {number}. Set data.{name}.")
+    if number < least or (most is not None and number > most):
+        rule = f"at least {least}{unit}" if most is None else f"from {least} to {most}"
+        raise InvalidValue(f"{name} must be {rule}, got {number}. Set data.{name}.")
     return number
 
 

@@ -68,12 +68,7 @@ class TokenCache(NamedTuple):
         return prepared
 
     def open(self, source: SourceChoice | Source) -> TokenStore:
-        """The tokens of a source that was prepared.
-
-        Raises:
-            StoreError: If they cannot be read, or were made with another tokenizer.
-            FileNotFoundError: If a file of ids does not exist.
-        """
+        """The tokens of a source that was prepared."""
         source, tokenizer = Source.of(source), self.recipe.tokenizer
         kind = kind_of(source)
         if kind == "ids":
@@ -85,10 +80,7 @@ class TokenCache(NamedTuple):
             hold(path, str(source))
         store = open_store(path)
         if store.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise StoreError(
-                f"{path} was made with the tokenizer {store.tokenizer}, and data.tokenizer is {tokenizer.name}, or of "
-                "another version. Prepare it anew, or set data.tokenizer."
-            )
+            raise _of_another_tokenizer(store, tokenizer.name)
         return store
 
     def directory_of(self, source: SourceChoice | Source) -> Path:
@@ -165,6 +157,13 @@ def _kind(name: str) -> Kind:
         return "store"
     path = urlsplit(name).path if is_url(name) else name
     return "ids" if path.lower().endswith(".bin") and not os.path.isdir(name) else "text"
+
+
+def _of_another_tokenizer(store: TokenStore, name: str) -> StoreError:
+    return StoreError(
+        f"{store.path} was made with the tokenizer {store.tokenizer}, and data.tokenizer is {name}, or of another "
+        "version. Prepare it anew, or set data.tokenizer."
+    )
 
 
 def _mixed(kinds: dict[str, Kind]) -> InvalidValue:
