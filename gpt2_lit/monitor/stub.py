@@ -93,6 +93,9 @@ class EmbeddingStub(LightningModule):
                 self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
         return loss
 
+    def on_validation_start(self) -> None:
+        self.val_metrics.reset()  # Trainer.validate leaves tensors of inference mode, which a later fit cannot update
+
     def validation_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
