@@ -35,7 +35,7 @@ def errors_as_messages(
         sys.exit(f"{start}{file}{error.strerror}.")
 
 
-def prepare_console() -> None:
+def prepare_console(level: int = logging.INFO) -> None:
     """Show what the package logs, a plain line a record, on standard error, and escape what the console cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,4 +44,4 @@ def prepare_console() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("gpt2_lit")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import json
+import logging
 import os
 import re
 import signal
@@ -37,7 +38,7 @@ RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separa
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line, that of the process unless ``args`` are given."""
     options = _options(sys.argv[1:] if args is None else args)
-    prepare_console()
+    prepare_console(logging.WARNING if options.json else logging.INFO)
     try:
         with errors_as_messages(reword=_in_words_of_the_tool):
             options.run(options)
