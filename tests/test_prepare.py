@@ -783,3 +783,11 @@ def test_a_text_that_cannot_be_encoded_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"a.txt: the tokenizer Broken gave the id 10"):
         prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(tokenizer=make_tokenizer(Broken())), show_progress=False)
+
+
+def test_an_option_is_recorded_where_it_differs_and_told_when_it_changes(tmp_path):
+    (tmp_path / "a.txt").write_text("one#two")
+    plain, parted = Recipe(), Recipe(TextOptions(document_separator="#"))
+    changes = [prepare(tmp_path / "a.txt", tmp_path / "store", recipe).changes for recipe in (plain, parted, plain)]
+    assert changes == [[], ["document_separator was None and is '#'"], ["document_separator was '#' and is None"]]
+    assert Manifest.load(tmp_path / "store").options == {"text_field": "text", "strip_gutenberg": False}

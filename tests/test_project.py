@@ -137,7 +137,7 @@ PRIVATE_WORDS = {
     r"what one gets": "a surplus or deficit",
     r"two sides linked": "data and model options linked",
 }
-PATTERNS = ("*.md", "*.py", "docs/*.md", "docs/*.py", "benchmarks/*", "configs/*", "examples/*.py")
+PATTERNS = ("gpt2_lit/**/*.py", "*.md", "*.py", "docs/*.md", "docs/*.py", "benchmarks/*", "configs/*", "examples/*.py")
 
 
 def test_texts_use_the_words_of_the_field() -> None:

@@ -79,7 +79,8 @@ def store(corpus: Path, tool: Any, tmp_path: Path) -> Path:
 def test_prepare_tells_what_there_is_and_what_was_done(tool, as_json, corpus, tmp_path):
     num_tokens = len(gpt2_tokenizer().encode(TALE)) + 2 * 3
     status, out, err = tool("prepare", "corpus", "tokens")
-    assert (status, err) == (0, "")
+    num_bytes = (corpus / "a.txt").stat().st_size + sum(path.stat().st_size for path in corpus.glob("*.jsonl"))
+    assert (status, err) == (0, f"data.source: 2 files (1 .txt, 1 .jsonl), {num_bytes:,} bytes\n")
     assert out.splitlines() == [
         f"tokens: {num_tokens:,} tokens of 3 documents; encoded 1 of 1 shards.",
         "Train on it: --data.source tokens",

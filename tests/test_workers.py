@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2_lit.store.manifest import Shard
 from gpt2_lit.store.plan import Recipe, ShardPlan, plan_shards
 from gpt2_lit.store.storage import LocalStorage
-from gpt2_lit.store.workers import encode_in_processes, encode_in_threads, encode_shard, share_out
+from gpt2_lit.store.workers import Encoded, encode_in_processes, encode_in_threads, encode_shard, share_out
 from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
 
@@ -56,22 +55,22 @@ def test_any_executor_makes_the_same_shards(plans, tmp_path, make):
     for store in stores:
         store.mkdir()
     expected = [encode_shard(plan, LocalStorage(stores[0]), Recipe()) for plan in plans]
-    told: list[tuple[ShardPlan, Shard]] = []
+    told: list[tuple[ShardPlan, Encoded]] = []
     with make() as executor:
         work = partial(encode_shard, storage=LocalStorage(stores[1]), recipe=Recipe())
-        shards = share_out(plans, executor, work, lambda plan, shard: told.append((plan, shard)))
-    assert shards == expected
-    assert sorted(told) == sorted(zip(plans, shards, strict=True))
+        made = share_out(plans, executor, work, lambda plan, encoded: told.append((plan, encoded)))
+    assert made == expected
+    assert sorted(told) == sorted(zip(plans, made, strict=True))
     assert files_of(stores[0]) == files_of(stores[1])
 
 
 @pytest.mark.parametrize("encode", [encode_in_threads, encode_in_processes])
 def test_all_progress_is_told(plans, tmp_path, encode):
     told = []
-    shards = encode(plans, LocalStorage(tmp_path), Recipe(), 2, lambda *progress: told.append(progress))
+    made = encode(plans, LocalStorage(tmp_path), Recipe(), 2, lambda *progress: told.append(progress))
     assert np.sum(told, axis=0).tolist() == [
         (tmp_path / "text.txt").stat().st_size,
-        sum(shard.num_tokens for shard in shards),
+        sum(encoded.shard.num_tokens for encoded in made),
     ]
 
 

@@ -73,7 +73,7 @@ class Progress(Callback):
             counters["is_last_batch"] = not batches_left
         current = counters["current"]
         shift = len(self.sampler) - batches_left - current["processed"]
-        for count in ("ready", "started", "processed", "completed"):  # the last is one behind at a step's end
+        for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end
             current[count] += shift
 
 

@@ -34,11 +34,19 @@ def key_of(tokenizer: str | None, end_of_text: int, options: Any, *what: Any) ->
 
     So the keys of everybody's stores stay as they are when an option is added.
     """
-    later = {
-        name: value for name, value in list(options._asdict().items())[2:] if value != options._field_defaults[name]
-    }
+    later = dict(list(recorded(options).items())[2:])
     content = [FORMAT_VERSION, tokenizer, end_of_text, [*options[:2], *([later] if later else [])], *what]
     return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """The options that a store records: the first two, and of later ones those that differ from their defaults."""
+    values = options._asdict()
+    return {
+        name: value
+        for number, (name, value) in enumerate(values.items())
+        if number < 2 or value != options._field_defaults[name]
+    }
 
 
 class Part(NamedTuple):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gpt2_lit.errors import without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
-from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards
+from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.workers import Encoded, Progress, encode_in_processes, encode_in_threads
@@ -155,7 +155,7 @@ def _commit(
         tokenizer=recipe.tokenizer.name,
         tokenizer_hash=recipe.tokenizer.fingerprint or "",
         vocab_size=recipe.tokenizer.vocab_size,
-        options=recipe.options._asdict(),
+        options=recorded(recipe.options),
         shard_bytes=work.shard_bytes,
         num_sources=len(files),
         sources_crc32=zlib.crc32(sources),
@@ -168,11 +168,11 @@ def _commit(
 
 def _changes(writer: StoreWriter, former: Manifest, now: Manifest, files: Sequence[SourceFile]) -> list[str]:
     """What differs from before, one line each."""
-    changes = []
-    for name, value in now.options.items():
-        before = former.options.get(name, TextOptions._field_defaults[name])
-        if value != before:
-            changes.append(f"{name} was {before!r} and is {value!r}")
+    defaults = TextOptions._field_defaults
+    before, after = defaults | former.options, defaults | now.options
+    changes = [
+        f"{name} was {before[name]!r} and is {after[name]!r}" for name in after if before.get(name) != after[name]
+    ]
     if former.tokenizer_hash != now.tokenizer_hash:
         changes.append(f"the tokenizer was {former.tokenizer} and is {now.tokenizer}, of other content")
     sources = writer.sources(former)

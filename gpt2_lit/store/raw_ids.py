@@ -43,7 +43,7 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_si
         vocab_size: What all ids should be below; looked at in samples, which a wrong type mostly fails.
 
     Raises:
-        StoreError: If a file is empty, truncated, or of a size that is not whole ids; if an id is too high.
+        StoreError: If a file is empty, truncated, or ends within an id; if an id is too high.
         ValueError: If the type is another.
     """
     if dtype not in RAW_DTYPES:

@@ -36,7 +36,7 @@ _WHITESPACE = (
 )
 
 # "*** START OF THE PROJECT GUTENBERG EBOOK A LONG TITLE ***", over up to four lines, and what else it was through the
-# years: THIS, COPYRIGHTED, ETEXT, no blank behind the stars, no stars at the end. The blank lines around the book go.
+# years: THIS, COPYRIGHTED, ETEXT, no space after the stars, no stars at the end. The blank lines around the book go.
 _GUTENBERG_START = (
     r"(?<![^\r\n\xbf\ufeff])\*\*\* *START OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG"
     r"(?:[^\r\n*]*(?:(?:\r\n?|\n)[^\r\n*]+){0,3}\*\*\*)?[^\r\n]*[\r\n]*"

@@ -222,7 +222,8 @@ def _pattern(paths: Sequence[str]) -> str:
 def _report(files: Sequence[SourceFile], passed_over: Sequence[str]) -> str:
     num_bytes = sum(file.size for file in files)
     size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes:,} bytes"
-    report = f"data.source: {len(files):,} files ({_kinds([file.path for file in files])}), {size}"
+    num_files = f"{len(files):,} file{'s' * (len(files) != 1)}"
+    report = f"data.source: {num_files} ({_kinds([file.path for file in files])}), {size}"
     gone = [path for path in passed_over if path.endswith(_GONE)]
     others = [path for path in passed_over if not path.endswith(_GONE)]
     report += f"; passed over: {_kinds(others)}" if others else ""
@@ -362,7 +363,7 @@ def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[s
 
 
 def _check_readable(files: list[SourceFile]) -> None:
-    """Find out before hours of work what cannot be read for want of a package."""
+    """Find out before hours of work what takes a package that is not installed."""
     needed: dict[tuple[str, str], str] = {}
     for file in files:
         form, compression = format_of(file.path), compression_of(file.path)

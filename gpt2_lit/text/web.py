@@ -65,7 +65,7 @@ def look(url: str) -> Page:
 
 
 def content_stamp(url: str, is_packed: bool) -> str:
-    """A hash of a file's content, for want of what a server should say of it; of a large one, another each time."""
+    """A hash of a file's content, where the server sends no validator; of a large one, another each time."""
     with open_url(url, is_packed=is_packed) as stream:
         content = stream.read(_HASHED + 1)
     if len(content) > _HASHED:

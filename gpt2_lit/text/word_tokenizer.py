@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 
-# A split keeps what a group catches: each punctuation mark, the dash `--`, each blank.
+# A split keeps what a group catches: each punctuation mark, the dash `--`, each whitespace character.
 WORD_SPLIT = re.compile(r"""([,.:;?_!"()']|--|\s)""")
 
 
 def tokenize(text: str) -> list[str]:
-    """Cut a text into words and punctuation marks, without the blanks.
+    """Cut a text into words and punctuation marks, without the whitespace.
 
     Example:
         >>> tokenize("Peter--who was naughty--ran, didn't he?")
@@ -22,7 +22,7 @@ def build_vocab(text: str, special_words: Iterable[str] = ()) -> dict[str, int]:
 
     Args:
         text: The text that the vocabulary shall know.
-        special_words: Words to add behind the sorted ones, such as ``"<unk>"``.
+        special_words: Words to add after the sorted ones, such as ``"<unk>"``.
 
     Example:
         >>> build_vocab("the cat, the hat", special_words=["<unk>"])
@@ -53,7 +53,7 @@ def encode(vocab: Mapping[str, int], text: str) -> list[int]:
 
 
 def decode(vocab: Mapping[str, int], ids: Iterable[int]) -> str:
-    """The words of the ids, joined by blanks.
+    """The words of the ids, joined by spaces.
 
     Raises:
         KeyError: If an id is not in the vocabulary; it names the id.
@@ -93,7 +93,7 @@ class SimpleTokenizerV1:
         return encode(self.vocab, text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of ``ids``, joined by blanks."""
+        """The words of ``ids``, joined by spaces."""
         return _join(self._word_of, ids)
 
 
