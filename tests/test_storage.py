@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -164,3 +165,15 @@ def test_a_directory_that_goes_while_one_waits_is_made_again(storage):
         os.rmdir(storage.path)
     thread.join()
     assert storage.list() == {"a": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc to tell it")
+def test_what_a_process_left_that_nobody_has_waited_for_is_deleted(tmp_path):
+    storage, code = LocalStorage(tmp_path), "import sys, os, signal; from gpt2_lit.store.storage import write_aside\n"
+    code += "with write_aside(__import__('pathlib').Path(sys.argv[1]) / 'a'): os.kill(os.getpid(), signal.SIGKILL)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still among the processes
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    with storage.lock():
+        assert not list(tmp_path.glob("*.tmp"))
+    assert process.wait() == -signal.SIGKILL

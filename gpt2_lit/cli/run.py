@@ -137,6 +137,11 @@ class RunCheckpoint(Checkpoint):
         """Where ``ckpt_path="best"`` of a Trainer looks; empty while there is none."""
         return self._path_of("best.ckpt")
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Set by Lightning in a process that had others train (ddp_spawn): only they know the directory."""
+        self.directory = Path(path).parent if path else self.directory
+
     @property
     def last_model_path(self) -> str:
         """The file to resume from; empty while there is none."""
