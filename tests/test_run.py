@@ -429,6 +429,30 @@ def test_the_best_checkpoint_is_found_by_a_trainer_in_python(tmp_path: Path, tex
     assert checkpoint.last_model_path == str(tmp_path / "version_0/checkpoints/last.ckpt")
 
 
+def test_the_best_checkpoint_survives_spawned_processes_and_is_not_that_of_another_run(
+    tmp_path: Path, text: Path
+) -> None:
+    checkpoints = tmp_path / "version_0/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "best.ckpt").write_bytes(b"of another run")
+    checkpoint = RunCheckpoint()
+    data = GPTDataModule(text, "words", context_size=4, batch_size=4, val_fraction=0.0)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        strategy="ddp_spawn",
+        devices=1,
+        logger=RunLogger(str(tmp_path), version=0),
+        callbacks=[checkpoint],
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data)
+    assert checkpoint.best_model_path == ""
+    assert (checkpoints / "last.ckpt").exists()
+
+
 def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     for age, name in ((20, "version_2"), (10, "version_10"), (30, "version_9")):
         path = tmp_path / name / "checkpoints" / "last.ckpt"

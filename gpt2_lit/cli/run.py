@@ -125,27 +125,13 @@ class RunCheckpoint(Checkpoint):
         self.monitor = monitor
         self.directory: Path | None = None
         self.best_score = float("inf")
+        self.best_model_path = self.last_model_path = ""  # a Trainer reads the first for ckpt_path="best"
         self._seen_step = 0
         self._step_is_done = True
         self._saving_is_due = False
         self._stopping = False
         self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
-
-    @property
-    def best_model_path(self) -> str:
-        """Where ``ckpt_path="best"`` of a Trainer looks; empty while there is none."""
-        return self._path_of("best.ckpt")
-
-    @best_model_path.setter
-    def best_model_path(self, path: str) -> None:
-        """Set by Lightning in a process that had others train (ddp_spawn): only they know the directory."""
-        self.directory = Path(path).parent if path else self.directory
-
-    @property
-    def last_model_path(self) -> str:
-        """The file to resume from; empty while there is none."""
-        return self._path_of("last.ckpt")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -164,6 +150,8 @@ class RunCheckpoint(Checkpoint):
         self._step_is_done = True
         self._stopping = False
         self._restore_random_states()
+        if trainer.global_step:  # resumed
+            self._name_files(["best.ckpt", "last.ckpt"])
         if self.directory:
             self._signals.take(trainer)
 
@@ -266,9 +254,15 @@ class RunCheckpoint(Checkpoint):
         with _whole(self.directory / name, trainer.is_global_zero) as aside:
             trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
         trainer.strategy.barrier()
+        self._name_files([name])
 
-    def _path_of(self, name: str) -> str:
-        return str(self.directory / name) if self.directory and (self.directory / name).exists() else ""
+    def _name_files(self, names: list[str]) -> None:
+        """Name those files that are there: of this run, not of another that had the directory before."""
+        found = {
+            name: str(self.directory / name) for name in names if self.directory and (self.directory / name).exists()
+        }
+        self.best_model_path = found.get("best.ckpt", self.best_model_path)
+        self.last_model_path = found.get("last.ckpt", self.last_model_path)
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
