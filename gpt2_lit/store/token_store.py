@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,16 +111,21 @@ class TokenStore:
             return self._windows[length][starts]
         if not len(starts):
             return np.empty((0, length), self.dtype)
-        numbers, shards = np.searchsorted(self._starts, starts, side="right") - 1, self._shards
-        firsts = (starts - self._starts[numbers]).tolist()
-        ids = np.concatenate(
-            [shards[n][first : first + length] for n, first in zip(numbers.tolist(), firsts, strict=True)]
-        )
+        numbers, itemsize = np.searchsorted(self._starts, starts, side="right") - 1, self.dtype.itemsize
+        firsts = ((starts - self._starts[numbers]) * itemsize).tolist()
+        # As bytes: slicing and joining them takes two thirds of the time of arrays.
+        shards, num_bytes = self._bytes, length * itemsize
+        rows = [shards[n][first : first + num_bytes] for n, first in zip(numbers.tolist(), firsts, strict=True)]
+        ids = np.frombuffer(bytearray().join(rows), self.dtype)
         if ids.size != starts.size * length:  # some rows end in the next shard
             ids = np.concatenate([self.read(start, start + length) for start in starts.tolist()])
             if ids.size != starts.size * length:
                 raise IndexError(f"there are {len(self)} tokens, fewer than {int(starts.max()) + length}")
         return ids.reshape(len(starts), length)
+
+    @cached_property
+    def _bytes(self) -> list[memoryview]:
+        return [shard.view(np.uint8).data for shard in self._shards]
 
     def read(self, start: int, stop: int) -> Integer[np.ndarray, " _"]:
         """A copy of the tokens from ``start`` up to, and without, ``stop``."""
