@@ -286,7 +286,7 @@ def test_the_cache_lists_what_it_holds_the_last_used_first(cache, tmp_path):
 
 
 def test_the_least_recently_used_go_when_the_cache_is_full(cache, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "gpt2_lit")
     places = fill(cache, tmp_path, "abcd")
     size = cache.entries()[0].num_bytes
     age(places["a"], 0)  # used again
