@@ -6,6 +6,7 @@ import os
 # models compute, most of all beside other programs.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROJECT = Path(__file__).parents[1]
+
+# A job in the background of a script ignores Ctrl-C, and so would all programs that tests start and stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PROGRAM = [sys.executable, str(PROJECT / "train_stub.py")]
 
 # Steps of a few milliseconds: the ids of the words of the tale, vectors of 8 numbers.

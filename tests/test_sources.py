@@ -258,7 +258,7 @@ def test_a_directory_tells_what_it_gave_and_what_was_passed_over(folder):
         f"passed over: 2 hidden, 1 .rst, 1 without extension; {folder}/gone.txt (a link to nothing)"
     )
     assert Source.of(folder / "b.txt").look()[1] == Source.of(None).look()[1] == ""
-    assert Source.of(str(folder / "*.md")).look()[1] == "data.source: 1 files (1 .md), 12 bytes"
+    assert Source.of(str(folder / "*.md")).look()[1] == "data.source: 1 file (1 .md), 12 bytes"
 
 
 @pytest.mark.parametrize(
