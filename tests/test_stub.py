@@ -316,18 +316,7 @@ def test_a_learning_rate_that_lightning_finds_is_the_one_that_is_trained_with(da
 
 def test_a_model_that_was_validated_can_be_trained_and_validated_again(tmp_path):
     model, data = EmbeddingStub(embed_dim=8, context_size=16), GPTDataModule(context_size=16, batch_size=4)
-    trainers = [
-        Trainer(
-            max_steps=2,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
-        for _ in range(3)
-    ]
+    trainers = [trainer(tmp_path / str(number), max_steps=2) for number in range(3)]
     [before] = trainers[0].validate(model, data, verbose=False)
     trainers[1].fit(model, data)
     [after] = trainers[2].validate(model, data, verbose=False)

@@ -169,10 +169,8 @@ def _commit(
 def _changes(writer: StoreWriter, former: Manifest, now: Manifest, files: Sequence[SourceFile]) -> list[str]:
     """What differs from before, one line each."""
     defaults = TextOptions._field_defaults
-    before, after = defaults | former.options, defaults | now.options
-    changes = [
-        f"{name} was {before[name]!r} and is {after[name]!r}" for name in after if before.get(name) != after[name]
-    ]
+    was, now_is = defaults | former.options, defaults | now.options
+    changes = [f"{name} was {was[name]!r} and is {now_is[name]!r}" for name in defaults if was[name] != now_is[name]]
     if former.tokenizer_hash != now.tokenizer_hash:
         changes.append(f"the tokenizer was {former.tokenizer} and is {now.tokenizer}, of other content")
     sources = writer.sources(former)

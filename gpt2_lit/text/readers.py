@@ -148,7 +148,7 @@ def read_pieces(
     documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
         if documents is None:
-            yield from _text_pieces(file, options, start, stop, cut_before)
+            yield from _texts(file, options, _gaps(cut_before), start, stop)
         else:
             for text in documents(file, options, start, stop):
                 for part in _separated(text, options.document_separator):
@@ -251,15 +251,29 @@ class _Cuts(NamedTuple):
     way_out: str
 
 
-def _first_line(data: bytearray, at: int) -> int | None:
-    return data.find(b"\n", max(at - 1, 0)) + 1 or None
+def _after_each(separator: str, way_out: str) -> _Cuts:
+    """The positions after each separator."""
+    sign = separator.encode()
+
+    def first(data: bytearray, at: int) -> int | None:
+        start = data.find(sign, max(at - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    def last(data: bytearray, after: int) -> int | None:
+        if may_overlap_itself(separator):  # data begins with a document, and what is first there counts
+            return max((found.end() for found in re.finditer(re.escape(sign), data)), default=None)
+        start = data.rfind(sign, max(after - len(sign), 0))
+        return None if start < 0 else start + len(sign)
+
+    return _Cuts(first, last, len(sign), way_out)
 
 
-def _last_line(data: bytearray, after: int) -> int | None:
-    return data.rfind(b"\n", after) + 1 or None
+def may_overlap_itself(separator: str) -> bool:
+    """Whether one may begin within another, as ## in ###: then a range of a file could find others than the whole."""
+    return any(separator.startswith(separator[number:]) for number in range(1, len(separator)))
 
 
-_LINES = _Cuts(_first_line, _last_line, 1, "is one line. Make it several, one document each")
+_LINES = _after_each("\n", "is one line. Make it several, one document each")
 
 
 def _gap(cut_before: str) -> bytes:
@@ -336,46 +350,22 @@ def _segments(
         yield position, data, True
 
 
-def _text_pieces(file: SourceFile, options: TextOptions, start: int, stop: int, cut_before: str) -> Iterator[Piece]:
+def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    """What stands between the separators of a text file, several at a time."""
+    separator = options.document_separator
+    assert separator
+    way_out = f"has no {separator!r} in it. Set data.document_separator to what stands between its documents"
+    return (text for text, _ in _texts(file, options, _after_each(separator, way_out), start, stop))
+
+
+def _texts(file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int) -> Iterator[Piece]:
     low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, _gaps(cut_before), start, stop, low, high):
+    for position, data, is_last in _segments(file, cuts, start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
         if text:
             yield Piece(text, is_last)
-
-
-def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
-    """What stands between the separators of a text file, several at a time."""
-    low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
-    assert options.document_separator
-    for position, data, _ in _segments(file, _separators(options.document_separator), start, stop, low, high):
-        yield io.IncrementalNewlineDecoder(None, translate=True).decode(_decoded(file, position, data), final=True)
-
-
-@cache
-def _separators(separator: str) -> _Cuts:
-    """The positions after each separator."""
-    sign = separator.encode()
-
-    def first(data: bytearray, at: int) -> int | None:
-        start = data.find(sign, max(at - len(sign), 0))
-        return None if start < 0 else start + len(sign)
-
-    def last(data: bytearray, after: int) -> int | None:
-        if may_overlap_itself(separator):  # data begins with a document, and what is first there counts
-            return max((found.end() for found in re.finditer(re.escape(sign), data)), default=None)
-        start = data.rfind(sign, max(after - len(sign), 0))
-        return None if start < 0 else start + len(sign)
-
-    way_out = f"has no {separator!r} in it. Set data.document_separator to what stands between its documents"
-    return _Cuts(first, last, len(sign), way_out)
-
-
-def may_overlap_itself(separator: str) -> bool:
-    """Whether one may begin within another, as ## in ###: then a range of a file could find others than the whole."""
-    return any(separator.startswith(separator[number:]) for number in range(1, len(separator)))
 
 
 def _separated(text: str, separator: str | None) -> Iterator[str]:

@@ -103,9 +103,8 @@ class Source:
         files = list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
-        return files, _report(files, passed_over) if passed_over or any(
-            file.path not in by_name for file in files
-        ) else ""
+        is_told = passed_over or any(file.path not in by_name for file in files)
+        return files, _report(files, passed_over) if is_told else ""
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""

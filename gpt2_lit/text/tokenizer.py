@@ -109,11 +109,11 @@ class Tokenizer:
     @property
     def end_of_text_name(self) -> str:
         """How the end of text is written."""
-        return self.decode([self.end_of_text]) if self.end_of_text >= 0 else END_OF_TEXT
+        return self.decode([self.end_of_text])
 
     def _as_text(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The ids of a text in which the name of the end of text was taken for it."""
-        encoder, name = self.load(), self.decode([self.end_of_text])
+        encoder, name = self.load(), self.end_of_text_name
         if isinstance(encoder, SimpleTokenizerV2):  # a word, that no text has
             ids[ids == self.end_of_text] = encoder.vocab[encoder.UNKNOWN]
         elif len(name) > 1:  # cut in two it is no id
@@ -259,7 +259,7 @@ def _of_file(name: str) -> Tokenizer:
     if is_gpt2_json(content):
         return _gpt2(name)
     file = TokenizerFile(path, json_fingerprint(content))
-    encoder = file()
+    encoder = file(content)
     return Tokenizer(
         name,
         encoder.n_vocab,

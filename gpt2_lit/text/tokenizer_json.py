@@ -22,11 +22,12 @@ class TokenizerFile(NamedTuple):
     path: str
     fingerprint: str
 
-    def __call__(self) -> "FileEncoder":
+    def __call__(self, content: dict[str, Any] | None = None) -> "FileEncoder":
         if self not in _ENCODERS:
-            content = read_tokenizer_json(self.path)
-            if json_fingerprint(content) != self.fingerprint:
-                raise FileError(f"{self.path} has changed since it was first read. Start again.")
+            if content is None:  # another process, or a later call
+                content = read_tokenizer_json(self.path)
+                if json_fingerprint(content) != self.fingerprint:
+                    raise FileError(f"{self.path} has changed since it was first read. Start again.")
             _ENCODERS[self] = FileEncoder(self.path, content)
         return _ENCODERS[self]
 
