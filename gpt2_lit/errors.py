@@ -14,11 +14,23 @@ def without_secrets(text: str) -> str:
     return re.sub(rf"(?i)([?&][\w.-]*(?:{secret})[\w.-]*=)[^&#\s,'\"]*", r"\1...", text)
 
 
+def printable(text: str, most: int = 4000) -> str:
+    r"""The same text for a terminal or a log: control characters escaped but for line ends, the middle cut if long.
+
+    Example:
+        >>> print(printable("a\x1b[2Jb"))
+        a\x1b[2Jb
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... ({len(text) - most:,} characters left out) ... {text[-(most // 2) :]}"
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
 class UserError(Exception):
     """The message names the setting, the rule, the value and the way out."""
 
     def __str__(self) -> str:
-        return without_secrets(super().__str__())
+        return printable(without_secrets(super().__str__()))
 
 
 class InvalidValue(UserError, ValueError):

@@ -50,3 +50,10 @@ def test_what_a_console_cannot_show_is_escaped(monkeypatch: Any) -> None:
     prepare_console()
     print("caf\xe9 \u5c71 \udce9", flush=True)
     assert console.buffer.getvalue() == b"caf\xe9 \\u5c71 \\udce9\n"
+
+
+def test_what_an_error_quotes_cannot_write_to_the_terminal_nor_fill_it() -> None:
+    error = str(InvalidValue("the field \x1b[2J\x07\u202e of data.jsonl\nhas\t" + "k" * 200_000))
+    assert error.startswith("the field \\x1b[2J\\x07\\u202e of data.jsonl\nhas\\tkkk")
+    assert len(error) < 4_100
+    assert "left out" in error
