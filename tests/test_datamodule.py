@@ -598,3 +598,13 @@ def test_any_tokenizer_gives_the_ids_of_the_text_and_tells_the_size_of_its_vocab
 def test_a_cache_that_is_too_small_for_what_is_in_use_is_told(words, tmp_path, caplog):
     GPTDataModule(words, cache_dir=tmp_path / "cache", cache_size=1e-6).prepare_data()
     assert "more than the 0.0 GB allowed. Raise data.cache_size" in caplog.text
+
+
+@pytest.mark.parametrize(("lengths", "told"), [((100, 3, 4), "7 of 107 tokens"), ((100, 5), "")])
+def test_shards_shorter_than_a_window_are_told_once(tmp_path, caplog, lengths, told):
+    for number, length in enumerate(lengths):
+        np.arange(length, dtype=np.uint16).tofile(tmp_path / f"{number}.bin")
+    made(str(tmp_path / "*.bin"), tokenizer="gpt2", val_fraction=0.0)
+    messages = [record.message for record in caplog.records if "are left out" in record.message]
+    assert len(messages) == bool(told)
+    assert told in "".join(messages)

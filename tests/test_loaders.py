@@ -158,7 +158,8 @@ def test_workers_survive_sigterm_to_all_and_end_with_their_trainer(tmp_path, met
     with subprocess.Popen(
         [sys.executable, script, method], env=environment, start_new_session=True, **pipes
     ) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         assert process.stdout.readline() == "torch.Size([2, 10])\n"
         os.killpg(process.pid, signal.SIGTERM)
         process.stdin.write("go\n")

@@ -255,6 +255,7 @@ class GPTDataModule(LightningDataModule):
 
     def _split(self) -> None:
         self.store = store = self._cache.open(self.source)
+        self._tell_of_short_shards(store)
         val_fraction = self.val_fraction if self.val_source is None else 0.0
         split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
         train = self._windows("the train split", store, self.stride, split.train)
@@ -297,7 +298,19 @@ class GPTDataModule(LightningDataModule):
         store = self._cache.open(source)
         if self.store and store.content == self.store.content:
             raise _contaminated(name, str(source), str(self.source))
+        self._tell_of_short_shards(store)
         return self._windows(name, store, self.context_size, [Range(0, len(store))])
+
+    def _tell_of_short_shards(self, store: TokenStore) -> None:
+        """Windows do not cross from one file of ids to the next."""
+        lengths = [stop - start for start, stop in store.segments]
+        short = [length for length in lengths if length <= self.context_size]
+        if len(lengths) > len(short) > 0 and self._rank_and_world_size[0] == 0:
+            logger.warning(
+                f"{len(short):,} of {len(lengths):,} shards of {store.path} have no window of context_size + 1 = "
+                f"{self.context_size + 1} tokens: {sum(short):,} of {len(store):,} tokens are left out. Lower "
+                "data.context_size or join the files."
+            )
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):
