@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -69,10 +70,20 @@ class Shard(NamedTuple):
     @classmethod
     def loads(cls, receipt: bytes) -> "Shard":
         """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
-        content = json.loads(receipt)
-        shard = cls(**{name: content[name] for name in cls._fields})
+        shard = cls.of(json.loads(receipt))
         if shard.dumps() != receipt:
             raise ValueError("the receipt is damaged")
+        return shard
+
+    @classmethod
+    def of(cls, content: Any) -> "Shard":
+        """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
+        shard = cls(**{name: content[name] for name in cls._fields})
+        # The key becomes part of file names, so that nothing but hex digits may be in it.
+        _check(isinstance(shard.key, str) and re.fullmatch("[0-9a-f]+", shard.key))
+        _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
+        _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
+        _check(isinstance(shard.made_from, str))
         return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
@@ -158,14 +169,24 @@ class Manifest(NamedTuple):
                     f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
                     f"{FORMAT_VERSION}. Prepare the store anew, in another directory."
                 )
-            fields = {name: content[name] for name in cls._fields}
-            manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            manifest = cls.of(content)
             if manifest.dumps() != raw:
                 raise damaged
         except StoreError:
             raise
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise damaged from None
+        return manifest
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """A manifest of JSON from anybody; a ValueError, TypeError or KeyError unless each field is what it must be."""
+        fields = {name: content[name] for name in cls._fields}
+        manifest = cls(**{**fields, "shards": [Shard.of(shard) for shard in fields["shards"]]})
+        _check(isinstance(manifest.tokenizer, str) and isinstance(manifest.tokenizer_hash, str))
+        _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
+        _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
+        _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:
@@ -218,3 +239,16 @@ def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
     """JSON, the last value of which is the checksum of the rest."""
     checksum = zlib.crc32(json.dumps(content).encode())
     return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_crc32(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _check(is_right: Any) -> None:
+    if not is_right:
+        raise ValueError("a field is not what it must be")
