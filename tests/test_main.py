@@ -31,7 +31,7 @@ def test_the_file_of_the_program_as_a_module_is_the_program(tmp_path: Path) -> N
 def test_the_help_of_gpt2_lit_names_the_trainings_beside_the_tools(tmp_path: Path) -> None:
     shown = call("gpt2-lit", cwd=tmp_path).stdout
     for line in ("fit  ", "validate  ", "test  ", "predict  ", "prepare  ", "neighbours "):
-        assert f"\n    {line}" in shown
+        assert f"\n    {line.strip()}" in shown
     misspelt = call("gpt2-lit", "fitt", cwd=tmp_path)
     assert (misspelt.returncode, misspelt.stderr.splitlines()[0]) == (
         2,
