@@ -33,9 +33,9 @@ def main(args: list[str] | None = None) -> None:
     if args and args[0] in TRAINING_COMMANDS:
         train(args)
     else:
-        from gpt2_lit.cli import tool
+        from gpt2_lit.cli.tool import main as use_tool
 
-        tool.main(args, TRAINING_COMMANDS)
+        use_tool(args, TRAINING_COMMANDS)
 
 
 def train(args: list[str] | None = None) -> None:
