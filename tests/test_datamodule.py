@@ -681,3 +681,7 @@ def test_validation_in_a_file_that_is_the_text_in_memory_is_refused(tmp_path) ->
     (tmp_path / "val.txt").write_text(TALE, encoding="utf-8")
     with pytest.raises(ValueError, match=r"data\.val_source holds text that is trained on"):
         GPTDataModule.from_text(TALE, val_source=tmp_path / "val.txt", cache_dir=tmp_path / "cache").setup()
+
+
+def test_the_size_of_the_cache_is_in_gigabytes():
+    assert GPTDataModule(cache_size=2.0)._cache.max_bytes == 2_000_000_000
