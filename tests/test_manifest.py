@@ -1,5 +1,10 @@
+import json
+import zlib
+
 import pytest
-from test_token_store import SHARDS, write_store
+from hypothesis import given
+from hypothesis import strategies as st
+from test_token_store import SHARDS, read_all, write_store
 
 from gpt2_lit.store.manifest import Manifest, Shard, StoreError, VersionError, is_store, sources_bytes
 from gpt2_lit.store.token_store import open_store
@@ -55,3 +60,52 @@ def test_the_bytes_of_receipt_and_manifest_are_those_of_version_1():
     assert sources_bytes([("/a.txt", 3, "1", True), ("/b.txt", 4, "2", True)]) == (
         b'[["/a.txt", 3, "1", true],\n["/b.txt", 4, "2", true]]\n'
     )
+
+
+def sealed(content: dict) -> bytes:
+    """What somebody writes who knows the format: the checksum is right."""
+    content = {name: value for name, value in content.items() if name != "checksum"}
+    checksum = zlib.crc32(json.dumps(content).encode())
+    return (json.dumps({**content, "checksum": checksum}, indent=1) + "\n").encode()
+
+
+@pytest.mark.parametrize(
+    "key", ["x/../../../outside/secret", "../secret", "", "0123 ", "0123456789abcdeF", 12, None, ["a"]]
+)
+def test_a_key_of_a_shard_cannot_lead_out_of_the_store(tmp_path, key):
+    store = write_store(tmp_path / "store", SHARDS[:1])
+    (store / "tokens-x").mkdir()
+    (tmp_path / "secret.bin").write_bytes(b"\1\0" * 5)
+    content = json.loads((store / "manifest.json").read_bytes())
+    content["shards"][0]["key"] = key
+    (store / "manifest.json").write_bytes(sealed(content))
+    with pytest.raises(StoreError, match=r"manifest.json is damaged"):
+        open_store(store)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2),
+    st.just({}), st.integers(min_value=2**62),
+)  # fmt: skip
+
+
+@given(data=st.data())
+def test_a_manifest_with_any_field_changed_is_refused_or_the_same_store(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("stores")
+    store = write_store(directory / "store", SHARDS[:2])
+    content = json.loads((store / "manifest.json").read_bytes())
+    part = data.draw(st.sampled_from([content, *content["shards"]]))
+    name = data.draw(st.sampled_from(sorted(part)))
+    if data.draw(st.booleans()):
+        part[name] = data.draw(VALUES)
+    else:
+        del part[name]
+    (store / "manifest.json").write_bytes(sealed(content))
+    before = read_all(open_store(write_store(directory / "same", SHARDS[:2])))
+    try:
+        opened = open_store(store)
+        assert opened.num_documents >= 0
+        assert opened.document_ends(0, len(opened)).size >= 0
+    except StoreError:
+        return
+    assert read_all(opened) == before

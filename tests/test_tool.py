@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
-from gpt2_lit.cli.tool import main
+from gpt2_lit.cli.tool import _parser, _table, main
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.store.manifest import Manifest
 from gpt2_lit.text.sources import SHIPPED_TEXT
@@ -565,3 +565,17 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     done = run(*command[3:])
     assert done.returncode == 0
     assert "10,000 documents" in done.stdout
+
+
+def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
+    columns = _table("id", "token", "count").columns
+    assert [column.justify for column in columns] == ["right", "left", "right"]
+
+
+@pytest.mark.parametrize("name", sorted(_parser()[1]))
+def test_each_argument_of_a_command_is_explained_and_what_it_takes_is_in_capitals(name: str) -> None:
+    for action in _parser()[1][name]._actions:
+        assert action.help
+        if action.nargs != 0 and not action.choices:
+            assert isinstance(action.metavar, str)
+            assert action.metavar.isupper()

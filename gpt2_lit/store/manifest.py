@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +70,20 @@ class Shard(NamedTuple):
     @classmethod
     def loads(cls, receipt: bytes) -> "Shard":
         """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
-        content = json.loads(receipt)
-        shard = cls(**{name: content[name] for name in cls._fields})
+        shard = cls.of(json.loads(receipt))
         if shard.dumps() != receipt:
             raise ValueError("the receipt is damaged")
+        return shard
+
+    @classmethod
+    def of(cls, content: Any) -> "Shard":
+        """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
+        shard = cls(**{name: content[name] for name in cls._fields})
+        # The key becomes part of file names, so that nothing but hex digits may be in it.
+        _check(isinstance(shard.key, str) and re.fullmatch("[0-9a-f]+", shard.key))
+        _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
+        _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
+        _check(isinstance(shard.made_from, str))
         return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
@@ -115,8 +126,7 @@ class Manifest(NamedTuple):
     @property
     def content(self) -> str:
         """A checksum of all tokens: the same for the same tokens in the same shards, wherever the store lies."""
-        tokens = json.dumps([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
-        return f"{zlib.crc32(tokens.encode()):08x}"
+        return content_of([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
 
     def dumps(self) -> bytes:
         """The bytes of its file."""
@@ -159,14 +169,24 @@ class Manifest(NamedTuple):
                     f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
                     f"{FORMAT_VERSION}. Prepare the store anew, in another directory."
                 )
-            fields = {name: content[name] for name in cls._fields}
-            manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            manifest = cls.of(content)
             if manifest.dumps() != raw:
                 raise damaged
         except StoreError:
             raise
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise damaged from None
+        return manifest
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """A manifest of JSON from anybody; a ValueError, TypeError or KeyError unless each field is what it must be."""
+        fields = {name: content[name] for name in cls._fields}
+        manifest = cls(**{**fields, "shards": [Shard.of(shard) for shard in fields["shards"]]})
+        _check(isinstance(manifest.tokenizer, str) and isinstance(manifest.tokenizer_hash, str))
+        _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
+        _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
+        _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:
@@ -181,6 +201,11 @@ class Manifest(NamedTuple):
         if self.sources_file not in sizes:
             damages.append(Damage(f"{storage}/{self.sources_file}", MISSING, ""))
         return damages
+
+
+def content_of(shards: Sequence[tuple[int, int]]) -> str:
+    """A checksum of all tokens, from the number and the checksum of those of each shard."""
+    return f"{zlib.crc32(json.dumps(shards).encode()):08x}"
 
 
 def is_store(path: str | os.PathLike | Storage) -> bool:
@@ -214,3 +239,16 @@ def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
     """JSON, the last value of which is the checksum of the rest."""
     checksum = zlib.crc32(json.dumps(content).encode())
     return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_crc32(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _check(is_right: Any) -> None:
+    if not is_right:
+        raise ValueError("a field is not what it must be")

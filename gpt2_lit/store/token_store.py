@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, Manifest, StoreError
 from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.verify import verify
 
 
 class TokenStore:
@@ -45,9 +46,14 @@ class TokenStore:
         self._windows: dict[int, np.ndarray] = {}
 
     @classmethod
-    def of_array(cls, ids: Integer[np.ndarray, " N"]) -> "TokenStore":
-        """The same over ids that are in memory, or mapped into it."""
-        return cls("", [ids], reopen=(cls.of_array, (ids,)))
+    def of_array(
+        cls, ids: Integer[np.ndarray, " N"], ends: Int64[np.ndarray, " _"] | None = None, content: str = ""
+    ) -> "TokenStore":
+        """The same over ids that are in memory, or mapped into it; ``ends`` are the positions after each document."""
+        store = cls("", [ids], content, reopen=(cls.of_array, (ids, ends, content)))
+        if ends is not None:
+            store._ends[0] = ends
+        return store
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -69,7 +75,7 @@ class TokenStore:
     @property
     def num_documents(self) -> int:
         """0 if it is not known where documents end."""
-        return self._manifest.num_documents if self._manifest else 0
+        return self._manifest.num_documents if self._manifest else len(self._ends.get(0, ()))
 
     @property
     def num_sources(self) -> int:
@@ -173,16 +179,20 @@ class TokenStore:
         return self._ends[shard]
 
 
-def open_store(path: str | os.PathLike) -> TokenStore:
+def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     """Open a prepared store in milliseconds and little memory at any size: the tokens are mapped, not read.
 
+    Args:
+        path: Its directory.
+        check: Whether to read it all once, and compare it with its checksums.
+
     Raises:
-        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says.
-            Other damage is found by ``verify``.
+        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. Other
+            damage is found with ``check``.
     """
     path = Path(path).absolute()
     manifest = Manifest.load(path)
-    if damages := manifest.damages(LocalStorage(path)):
+    if damages := verify(path, show_progress=True) if check else manifest.damages(LocalStorage(path)):
         more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
         raise StoreError(f"{damages[0]}{more}")
     shards = [map_array(path / shard.tokens_file, manifest.dtype, shard.num_tokens) for shard in manifest.shards]
