@@ -102,6 +102,18 @@ def test_github_runs_what_ci_runs_on_each_python_that_is_supported() -> None:
     assert job["strategy"]["matrix"]["python"][0] == oldest
 
 
+def test_the_notices_of_the_merge_ranks_lie_beside_them_and_are_packaged() -> None:
+    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaged = {path for pattern in pyproject["project"]["license-files"] for path in PROJECT.glob(pattern)}
+    notices = {"LICENSE.gpt-2": "Modified MIT License", "LICENSE.tiktoken": "MIT License"}
+    page = (PACKAGE / "assets" / "README.md").read_text(encoding="utf-8")
+    for name, title in notices.items():
+        notice = PACKAGE / "assets" / name
+        assert notice.read_text(encoding="utf-8").startswith(f"{title}\n")
+        assert f"`{name}`" in page
+        assert notice in packaged
+
+
 def test_every_page_is_linked_from_the_readme_and_every_link_leads_somewhere() -> None:
     pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
     links = {page: re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", page.read_text()) for page in pages}
