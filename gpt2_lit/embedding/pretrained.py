@@ -82,7 +82,7 @@ def _from_directory(directory: Path) -> list[Tensor]:
         return _from_safetensors(directory / WEIGHTS)
     if not (directory / INDEX).exists():
         raise MissingFile(f"there is neither {WEIGHTS} nor {INDEX} in {directory}. Give the path of a file.")
-    file_of = json.loads((directory / INDEX).read_text())["weight_map"]
+    file_of = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
     return [_open(directory / file_of[name]).get_tensor(name) for name in _names_of_tables(file_of, directory / INDEX)]
 
 
