@@ -1,3 +1,4 @@
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lightning.pytorch import Trainer
 
 from gpt2_lit import EmbeddingStub, GPTDataModule, SimpleTokenizerV1, build_vocab, gpt2_tokenizer, tokenize
 from gpt2_lit.data.order import permute
+from gpt2_lit.errors import UserError
 from gpt2_lit.store import token_cache
 from gpt2_lit.store.prepare import prepare
 from gpt2_lit.text.files import SHIPPED_TEXT
@@ -598,3 +600,84 @@ def test_any_tokenizer_gives_the_ids_of_the_text_and_tells_the_size_of_its_vocab
 def test_a_cache_that_is_too_small_for_what_is_in_use_is_told(words, tmp_path, caplog):
     GPTDataModule(words, cache_dir=tmp_path / "cache", cache_size=1e-6).prepare_data()
     assert "more than the 0.0 GB allowed. Raise data.cache_size" in caplog.text
+
+
+@pytest.mark.parametrize(("lengths", "told"), [((100, 3, 4), "7 of 107 tokens"), ((100, 5), "")])
+def test_shards_shorter_than_a_window_are_told_once(tmp_path, caplog, lengths, told):
+    for number, length in enumerate(lengths):
+        np.arange(length, dtype=np.uint16).tofile(tmp_path / f"{number}.bin")
+    made(str(tmp_path / "*.bin"), tokenizer="gpt2", val_fraction=0.0)
+    messages = [record.message for record in caplog.records if "are left out" in record.message]
+    assert len(messages) == bool(told)
+    assert told in "".join(messages)
+
+
+def test_texts_in_memory_are_trained_on_as_the_same_texts_in_files(tmp_path) -> None:
+    stories = [f"{word} came to the old house and " * 12 for word in ("mice", "owls", "bees")]
+    for number, story in enumerate(stories):
+        (tmp_path / f"{number}.txt").write_text(story, encoding="utf-8")
+    options: dict[str, Any] = {"context_size": 4, "batch_size": 4, "document_ids": True}
+    in_memory = GPTDataModule.from_text((story for story in stories), **options)
+    in_memory.setup()
+    from_files = GPTDataModule(tmp_path, **options)
+    from_files.setup()
+    assert in_memory.store
+    assert in_memory.store.num_documents == 3
+    for loader in ("train_dataloader", "val_dataloader"):
+        pairs = list(zip(getattr(in_memory, loader)(), getattr(from_files, loader)(), strict=True))
+        assert pairs
+        assert all(torch.equal(one, other) for pair in pairs for one, other in zip(*pair, strict=True))
+    assert "3 documents)" in in_memory.summary()
+    assert "in memory" in in_memory.summary()
+
+
+def test_a_text_in_memory_writes_no_file_and_comes_along_in_a_pickle(tmp_path) -> None:
+    data = GPTDataModule.from_text(TALE, context_size=8, batch_size=2, cache_dir=tmp_path / "cache")
+    data.setup()
+    assert not (tmp_path / "cache").exists()
+    copy = pickle.loads(pickle.dumps(data))
+    assert windows(copy.train_dataloader()) == windows(data.train_dataloader())
+    assert copy.tokenizer.decode(next(iter(data.train_dataloader())).input_ids[0]) in TALE
+
+
+def test_separators_end_documents_of_a_text_in_memory_and_else_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = "one two three four five<|endoftext|>" * 3
+    for separator, num_documents in (("<|endoftext|>", 3), (None, 1)):
+        data = GPTDataModule.from_text(
+            text, document_separator=separator, context_size=2, batch_size=1, val_fraction=0.0
+        )
+        data.setup()
+        assert data.store
+        assert data.store.num_documents == num_documents
+    assert caplog.text.count("3 times <|endoftext|> in the texts is kept as text") == 1
+
+
+def test_a_checkpoint_of_another_text_in_memory_is_refused(tmp_path) -> None:
+    data = GPTDataModule.from_text(TALE, context_size=8)
+    trainer = fit(data, max_steps=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = GPTDataModule.from_text(TALE[::-1], context_size=8)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=4)
+    with pytest.raises(ValueError, match="the checkpoint is of a run on other data"):
+        trainer.fit(EmbeddingStub(50257, 8, 8), other, ckpt_path=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, "there is no text in memory"),
+        ([], {}, "there is no text in memory"),
+        (["", ""], {}, "there is no text in memory"),
+        ("\n--\n", {"document_separator": "--"}, "there is no document in the texts in memory"),
+        ("a text", {"source": "a.txt"}, "from_text takes the text instead of source"),
+    ],
+)
+def test_what_is_no_text_in_memory_is_refused(text: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GPTDataModule.from_text(text, **options).setup()
+
+
+def test_validation_in_a_file_that_is_the_text_in_memory_is_refused(tmp_path) -> None:
+    (tmp_path / "val.txt").write_text(TALE, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data\.val_source holds text that is trained on"):
+        GPTDataModule.from_text(TALE, val_source=tmp_path / "val.txt", cache_dir=tmp_path / "cache").setup()

@@ -1,5 +1,11 @@
 import inspect
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +112,61 @@ def test_windows_of_a_store_go_to_spawned_workers_as_its_path(tmp_path):
     options = {"sampler": order, "batch_size": None, "collate_fn": as_it_is}
     spawned = DataLoader(dataset, num_workers=2, multiprocessing_context="spawn", **options)
     assert as_lists(spawned) == as_lists(DataLoader(dataset, **options))
+
+
+READS_FOR_EVER = """
+import signal, sys
+import torch
+from gpt2_lit.data.loaders import batch_loader
+from gpt2_lit.data.order import WindowSampler
+from gpt2_lit.data.windows import TokenWindows
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    windows = TokenWindows(torch.arange(100_001).numpy(), 10, 10)
+    loader = batch_loader(windows, WindowSampler(len(windows), 2), num_workers=2)
+    loader.multiprocessing_context = sys.argv[1]
+    batches = iter(loader)
+    print(next(batches).input_ids.shape, flush=True)
+    for line in sys.stdin:
+        for _ in range(20):
+            next(batches)
+        print("read on", flush=True)
+"""
+
+
+def processes_of_group(group):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, number = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [stat.parent.name] * (int(number) == group and state != "Z")
+    return found
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="workers of Linux take SIGTERM from their parent alone")
+@pytest.mark.parametrize(
+    ("method", "threads"),
+    [("fork", 2), ("spawn", 2), ("forkserver", 2)]
+    + [pytest.param(method, 1, marks=pytest.mark.slow) for method in ("fork", "spawn", "forkserver")],
+)
+def test_workers_survive_sigterm_to_all_and_end_with_their_trainer(tmp_path, method, threads):
+    script = tmp_path / "script.py"
+    script.write_text(READS_FOR_EVER)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [sys.executable, script, method], env=environment, start_new_session=True, **pipes
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "torch.Size([2, 10])\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "read on\n"
+        process.kill()
+    deadline = time.monotonic() + 20
+    while processes_of_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of_group(process.pid) == []

@@ -331,7 +331,9 @@ def test_a_name_that_is_not_unicode_is_read_and_prepared(tmp_path):
 
 @pytest.mark.parametrize("text", ["Long ago. " * 100, "First line,\nsecond line.", "See https://x.org/ a text " * 300])
 def test_a_text_itself_is_not_a_source(text):
-    with pytest.raises(InvalidValue, match=r"looks like a text .* Write it to a file and give that") as caught:
+    with pytest.raises(
+        InvalidValue, match=r"looks like a text .* GPTDataModule.from_text\(text\). Else write it to a file"
+    ) as caught:
         find_files(text)
     assert len(str(caught.value)) < 250
 
@@ -450,3 +452,9 @@ def test_nothing_elsewhere_is_an_error(memory, name):
     memory.pipe("/books/empty/image.png", b"")
     with pytest.raises(FileNotFoundError, match=re.escape(name)):
         find_files(name)
+
+
+@pytest.mark.parametrize(("given", "shown"), [(b"bytes", "b'bytes'"), (["a text", 3], "3"), (3, "3")])
+def test_a_text_in_memory_is_a_string(given: object, shown: str) -> None:
+    with pytest.raises(InvalidType, match=f"a text must be a str, got {shown}. Decode bytes first"):
+        Source.of_texts(given)

@@ -1,7 +1,7 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
@@ -123,6 +123,26 @@ class GPTDataModule(LightningDataModule):
         self._progress_of_last_fit: Progress | None = None
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
+    @classmethod
+    def from_text(cls, text: str | Iterable[str], **options: Any) -> "GPTDataModule":
+        """The same over a text in memory, or several texts, each a document; no file is written.
+
+        Args:
+            text: The text or texts.
+            options: Those of the class but source.
+
+        Example:
+            >>> data = GPTDataModule.from_text("the cat sat on the mat " * 9, tokenizer="words", context_size=4)
+            >>> data.setup()
+            >>> data.num_tokens
+            {'train': 49, 'val': 5, 'test': 5}
+        """
+        if "source" in options:
+            raise InvalidValue("from_text takes the text instead of source. Leave source out.")
+        data = cls(**options)
+        data.source = Source.of_texts(text)
+        return data
+
     @property
     def vocab_size(self) -> int:
         """Number of ids in the vocabulary, V. With words it reads the source."""
@@ -235,12 +255,13 @@ class GPTDataModule(LightningDataModule):
         total = train.num_tokens + (val.num_tokens if val else 0)
         name = str(self.source)
         if self.store.num_documents > 1:
-            name += f" ({self.store.num_documents:,} documents in {self.store.num_sources:,} files)"
+            files = f" in {self.store.num_sources:,} files" if self.store.num_sources else ""
+            name += f" ({self.store.num_documents:,} documents{files})"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
         lines = [
             ("source", name),
-            ("store", self.store.path),
+            ("store", self.store.path or "in memory"),
             ("tokens", f"{total:,} ({self.tokenizer.name}, vocabulary of {self.vocab_size:,})"),
             ("train", _split_line(train, total)),
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
@@ -255,6 +276,7 @@ class GPTDataModule(LightningDataModule):
 
     def _split(self) -> None:
         self.store = store = self._cache.open(self.source)
+        self._tell_of_short_shards(store)
         val_fraction = self.val_fraction if self.val_source is None else 0.0
         split = split_tokens(len(store), val_fraction, self.context_size, self.seed, store.nearest_document_end)
         train = self._windows("the train split", store, self.stride, split.train)
@@ -278,7 +300,7 @@ class GPTDataModule(LightningDataModule):
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
-        if kind_of(self.source) != "text":
+        if kind_of(self.source) not in ("text", "memory"):
             raise InvalidValue(
                 f"with data.tokenizer words the vocabulary is that of the text, and {self.source} holds tokens. Give "
                 "the text as data.source, or set data.tokenizer to gpt2."
@@ -297,7 +319,19 @@ class GPTDataModule(LightningDataModule):
         store = self._cache.open(source)
         if self.store and store.content == self.store.content:
             raise _contaminated(name, str(source), str(self.source))
+        self._tell_of_short_shards(store)
         return self._windows(name, store, self.context_size, [Range(0, len(store))])
+
+    def _tell_of_short_shards(self, store: TokenStore) -> None:
+        """Windows do not cross from one file of ids to the next."""
+        lengths = [stop - start for start, stop in store.segments]
+        short = [length for length in lengths if length <= self.context_size]
+        if len(lengths) > len(short) > 0 and self._rank_and_world_size[0] == 0:
+            logger.warning(
+                f"{len(short):,} of {len(lengths):,} shards of {store.path} have no window of context_size + 1 = "
+                f"{self.context_size + 1} tokens: {sum(short):,} of {len(store):,} tokens are left out. Lower "
+                "data.context_size or join the files."
+            )
 
     def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):

@@ -1,10 +1,13 @@
 """windows and their order -> batches: loaders, and the signals that their worker processes leave to the parent."""
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -24,7 +27,10 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
     """
 
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
-        if self.num_workers or self.pin_memory:
+        if self.num_workers:
+            with _sigterm_blocked():
+                return super().__iter__()
+        if self.pin_memory:
             return super().__iter__()
         # torch draws a seed for its workers, even where it has none: later random numbers must be the same.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
@@ -153,12 +159,31 @@ def _leave_signals_to_the_parent(worker_id: int) -> None:
     that died of it would end the run before its checkpoint is saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+    if hasattr(signal, "sigtimedwait"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
-def _end_when_the_parent_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_the_parent() -> None:
+    # Under forkserver, os.getppid() is the fork server, and SIGTERM comes from the process that asked it for a worker.
+    parent, started_by = multiprocessing.parent_process(), os.getppid()
+    assert parent, "workers are started by multiprocessing"
+    while parent.is_alive() and os.getppid() == started_by:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received and received.si_pid == parent.pid:
+            break
     os._exit(0)
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes started within this block SIGTERM in all their threads, also in those that BLAS starts on import."""
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    resource_tracker.ensure_running()  # when it starts later, it unblocks SIGTERM here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -16,7 +16,7 @@ class Progress(Callback):
 
     Args:
         trainer: The trainer whose batches count: those it has finished, because workers prefetch.
-        sampler: The training's sampler, which begins each pass at this position.
+        sampler: The training's sampler.
         identity: What a position refers to, in plain numbers and strings; a checkpoint of another identity is refused.
     """
 
@@ -25,7 +25,6 @@ class Progress(Callback):
         self.sampler = sampler
         self.identity = identity
         self._restored: dict[str, Any] = {"epoch": 0, "window": 0, "batches": 0, "global_batch": sampler.global_batch}
-        sampler.position = self.position
 
     def position(self) -> Position:
         """The epoch, and the windows of it that were trained on by all processes together."""
@@ -78,7 +77,8 @@ class Progress(Callback):
 
 
 def follow(trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> Progress:
-    """The progress of a training that begins, as one of the trainer's callbacks."""
+    """The progress of a training that begins, as one of the trainer's callbacks; each pass begins at its position."""
     progress, callbacks = Progress(trainer, sampler, identity), callbacks_of(trainer)
+    sampler.position = progress.position
     callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
     return progress

@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +115,7 @@ class Manifest(NamedTuple):
     @property
     def content(self) -> str:
         """A checksum of all tokens: the same for the same tokens in the same shards, wherever the store lies."""
-        tokens = json.dumps([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
-        return f"{zlib.crc32(tokens.encode()):08x}"
+        return content_of([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
 
     def dumps(self) -> bytes:
         """The bytes of its file."""
@@ -181,6 +180,11 @@ class Manifest(NamedTuple):
         if self.sources_file not in sizes:
             damages.append(Damage(f"{storage}/{self.sources_file}", MISSING, ""))
         return damages
+
+
+def content_of(shards: Sequence[tuple[int, int]]) -> str:
+    """A checksum of all tokens, from the number and the checksum of those of each shard."""
+    return f"{zlib.crc32(json.dumps(shards).encode()):08x}"
 
 
 def is_store(path: str | os.PathLike | Storage) -> bool:

@@ -72,7 +72,7 @@ def prepare(
         _tell(report)
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
-        _tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
+        tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
         return _commit(work, made, files, recipe, writer)
 
 
@@ -81,7 +81,8 @@ def _tell(report: str) -> None:
         _LOG.info("%s", report)
 
 
-def _tell_kept_ends(recipe: Recipe, count: int) -> None:
+def tell_kept_ends(recipe: Recipe, count: int) -> None:
+    """Warn that the texts hold so many times what ends a document elsewhere."""
     if count:
         name = recipe.tokenizer.end_of_text_name
         _LOG.warning(

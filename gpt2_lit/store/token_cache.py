@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from gpt2_lit.errors import InvalidValue, MissingFile, without_secrets
+from gpt2_lit.store.in_memory import store_of_texts
 from gpt2_lit.store.last_use import hold, last_use, remove
 from gpt2_lit.store.manifest import MANIFEST, StoreError, is_store
 from gpt2_lit.store.plan import Recipe, key_of
@@ -73,6 +74,8 @@ class TokenCache(NamedTuple):
         kind = kind_of(source)
         if kind == "ids":
             return open_raw(_files_of_ids(source), self.token_dtype, tokenizer.vocab_size)
+        if kind == "memory":
+            return store_of_texts(source.texts, self.recipe)
         if kind == "store":
             (path,) = source.names
         else:
@@ -131,11 +134,13 @@ def default_directory() -> Path:
     return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
 
 
-Kind = Literal["text", "store", "ids"]
+Kind = Literal["text", "store", "ids", "memory"]
 
 
 def kind_of(source: Source) -> Kind:
-    """What a source is: text, a token store, or files of ids as nanoGPT and llm.c write them."""
+    """What a source is: text, a token store, files of ids as nanoGPT and llm.c write them, or texts in memory."""
+    if source.texts:
+        return "memory"
     kinds: dict[str, Kind] = {name: _kind(name) for name in source.names}
     kind = kinds[source.names[0]]
     if len({*kinds.values()}) > 1 or (kind == "store" and len(source.names) > 1):
@@ -194,7 +199,7 @@ def _files_of_ids(source: Source) -> list[str]:
 def _files(source: Source) -> list[SourceFile]:
     """The files of a source; of a store its manifest, which holds checksums of all others."""
     kind = kind_of(source)
-    if kind == "text":
+    if kind in ("text", "memory"):
         return source.find_files()
     paths = _files_of_ids(source) if kind == "ids" else [os.path.join(source.names[0], MANIFEST)]
     return [local_file(path) for path in paths]

@@ -45,9 +45,14 @@ class TokenStore:
         self._windows: dict[int, np.ndarray] = {}
 
     @classmethod
-    def of_array(cls, ids: Integer[np.ndarray, " N"]) -> "TokenStore":
-        """The same over ids that are in memory, or mapped into it."""
-        return cls("", [ids], reopen=(cls.of_array, (ids,)))
+    def of_array(
+        cls, ids: Integer[np.ndarray, " N"], ends: Int64[np.ndarray, " _"] | None = None, content: str = ""
+    ) -> "TokenStore":
+        """The same over ids that are in memory, or mapped into it; ``ends`` are the positions after each document."""
+        store = cls("", [ids], content, reopen=(cls.of_array, (ids, ends, content)))
+        if ends is not None:
+            store._ends[0] = ends
+        return store
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -69,7 +74,7 @@ class TokenStore:
     @property
     def num_documents(self) -> int:
         """0 if it is not known where documents end."""
-        return self._manifest.num_documents if self._manifest else 0
+        return self._manifest.num_documents if self._manifest else len(self._ends.get(0, ()))
 
     @property
     def num_sources(self) -> int:

@@ -151,14 +151,19 @@ def read_pieces(
             yield from _texts(file, options, _gaps(cut_before), start, stop)
         else:
             for text in documents(file, options, start, stop):
-                for part in _separated(text, options.document_separator):
-                    yield from _document_pieces(part, options, cut_before)
+                yield from pieces_of_text(text, options, cut_before)
     except Exception as error:
         check_unchanged(file)  # else that is the reason
         if isinstance(error, ValueError | UserError) or not (is_url(file.path) or isinstance(error, OSError)):
             raise
         raise unreadable(file.path, error) from None
     check_unchanged(file)
+
+
+def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
+    """The same for a text in memory: one document, or what its separators make of it."""
+    for document in _separated(text, options.document_separator):
+        yield from _document_pieces(document, options, cut_before)
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:

@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from gpt2_lit.text.files import (
     unreadable,
     web_file,
 )
-from gpt2_lit.text.readers import FORMATS, TextOptions, compression_of, extensions, format_of, read_pieces
+from gpt2_lit.text.readers import (
+    FORMATS,
+    TextOptions,
+    compression_of,
+    extensions,
+    format_of,
+    pieces_of_text,
+    read_pieces,
+)
 
 # What a user may give. In this order: with os.PathLike, or Path before Sequence, jsonargparse makes a string of a list.
 SourceChoice = str | Sequence[str | Path] | Path | None
@@ -37,6 +45,7 @@ class Source:
 
     Args:
         names: The names, with ``~`` written out.
+        texts: Or texts that are in memory: see :meth:`of_texts`.
 
     Example:
         >>> Source.of(["a.txt", Path("b")])
@@ -46,6 +55,7 @@ class Source:
     """
 
     names: tuple[str, ...]
+    texts: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, choice: Any) -> "Source":
@@ -65,7 +75,21 @@ class Source:
             )
         return cls(tuple(name if is_url(name) else os.path.expanduser(name) for name in names))
 
+    @classmethod
+    def of_texts(cls, texts: Any) -> "Source":
+        """Texts in memory: a string, or several, each a document."""
+        texts = (texts,) if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else tuple(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidType(f"a text must be a str, got {reprlib.repr(text)}. Decode bytes first.")
+        if not any(texts):
+            raise InvalidValue("there is no text in memory: all are empty. Give at least one with text.")
+        return cls((), texts)
+
     def __str__(self) -> str:
+        if self.texts:
+            called = "a text" if len(self.texts) == 1 else f"{len(self.texts):,} texts"
+            return f"{called} in memory ({sum(map(len, self.texts)):,} characters)"
         first, *others = self.names
         if self.names == (str(SHIPPED_TEXT),):
             return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
@@ -108,6 +132,8 @@ class Source:
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""
+        if self.texts:
+            return (piece.text for text in self.texts for piece in pieces_of_text(text, options))
         return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
 
 
@@ -286,7 +312,7 @@ def _missing(name: str) -> UserError:
     if "\n" in name or len(name) > 255:
         return InvalidValue(
             f"data.source must be a path or a URL, and {reprlib.repr(name)} looks like a text ({len(name):,} "
-            "characters). Write it to a file and give that."
+            "characters). From Python: GPTDataModule.from_text(text). Else write it to a file and give that."
         )
     if any(sign in name for sign in "*?["):
         return MissingFile(
