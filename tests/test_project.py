@@ -162,6 +162,21 @@ def test_every_page_is_linked_from_the_readme_and_every_link_leads_somewhere() -
     assert {page.relative_to(PROJECT).as_posix() for page in pages[1:]} <= set(links[pages[0]])
 
 
+def test_every_test_on_the_page_on_security_exists() -> None:
+    rows = re.findall(r"^\| .+ \|$", (PROJECT / "docs" / "security.md").read_text(encoding="utf-8"), re.MULTILINE)[2:]
+    files = (PROJECT / "tests").glob("test_*.py")
+    tests = {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(rows) >= 8
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, row
+        assert named <= tests
+
+
 def test_the_words_of_the_glossary_are_those_of_the_package() -> None:
     rows = re.findall(r"^\| ([^|]+?) \|", (PROJECT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     words = [word.strip("`") for row in rows if row not in ("word", "---") for word in row.split(" (")[0].split(", ")]
