@@ -377,7 +377,7 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
     import yaml
 
     try:
-        return dict(yaml.safe_load(config.read_text())["data"])
+        return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
     except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
         return None
 
