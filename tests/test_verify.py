@@ -66,7 +66,19 @@ def test_a_damaged_file_is_named_with_what_it_was_made_from(store):
     assert "It was made from /texts/2.txt. To mend it, delete it and prepare the store again" in str(damage)
 
 
-def test_verify_tells_how_far_it_is(store):
-    told = []
-    verify(store, told.append)
-    assert sum(told) == sum(file.stat().st_size for file in store.iterdir() if file.name != "manifest.json")
+def test_a_file_that_cannot_be_read_is_damage(store):
+    shard = store / f"tokens-{2:016x}.bin"
+    size = shard.stat().st_size
+    shard.unlink()
+    shard.mkdir()  # of which nobody can read bytes, not even root
+    [damage] = [damage for damage in verify(store) if damage.file == str(shard)]
+    assert "missing" in str(damage) or "cannot be read" in str(damage) or f"not {size}" in str(damage)
+
+
+def test_a_store_is_compared_with_its_checksums_before_it_is_opened_if_asked_for(store):
+    assert read_all(open_store(store, check=True)) == read_all(open_store(store))
+    shard = store / f"tokens-{2:016x}.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    open_store(store)  # the sizes are right
+    with pytest.raises(StoreError, match=rf"{shard} is damaged: its CRC-32 is"):
+        open_store(store, check=True)

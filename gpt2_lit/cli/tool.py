@@ -208,15 +208,11 @@ def verify(options: argparse.Namespace) -> None:
     example:
       gpt2-lit verify tokens
     """
-    from tqdm import tqdm
-
     from gpt2_lit.store.manifest import Manifest
     from gpt2_lit.store.verify import verify as damages_of
 
     manifest = Manifest.load(options.store)
-    total = sum(sum(shard.file_sizes(manifest.dtype).values()) for shard in manifest.shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=1, disable=options.json) as bar:
-        damages = damages_of(options.store, lambda num_bytes: bar.update(min(num_bytes, total - bar.n)))
+    damages = damages_of(options.store, show_progress=not options.json)
     if options.json:
         _print_json({"store": os.path.abspath(options.store), "damaged": [damage._asdict() for damage in damages]})
     for damage in damages if not options.json else []:
