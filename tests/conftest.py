@@ -80,7 +80,7 @@ def program(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., str]:
     """Run a command line in this process, in an empty directory: what it printed, and the exit message."""
-    from gpt2_lit.cli.main import main  # not before pytest has installed the checks of shapes
+    from gpt2_lit.cli.main import train  # not before pytest has installed the checks of shapes
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_stub.py"])
@@ -89,7 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callabl
         monkeypatch.setattr(sys, "argv", ["train_stub.py", *args])
         message = ""
         try:
-            main()
+            train()
         except SystemExit as end:
             message = "" if end.code in (0, None, 2) else str(end.code)
         captured = capfd.readouterr()

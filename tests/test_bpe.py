@@ -307,3 +307,8 @@ def test_what_tiktoken_cannot_encode_is_an_error_that_names_the_place():
     text = "begin" + 1_200_000 * " " + "end"
     with pytest.raises(ValueError, match=r"a run of 1,200,000 characters of whitespace at 5. Break it"):
         bpe.encoding_ids(other, text)
+
+
+def test_a_long_run_at_the_end_of_a_text_is_one_pre_token():
+    ids = bpe._ids_around_runs(gpt2_tokenizer(), "a" + 10_000 * "\n").tolist()
+    assert ids == [64, *5_000 * [628]]  # 628 is two line ends; 4,999 of it and two single ones would be other ids

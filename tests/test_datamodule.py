@@ -698,3 +698,7 @@ def test_a_store_is_compared_with_its_checksums_before_training_if_asked_for(tmp
     np.arange(99, dtype=np.uint16).tofile(tmp_path / "ids.bin")
     with pytest.raises(ValueError, match=r"data\.check reads the checksums of a store, and .*ids\.bin has none"):
         made(tmp_path / "ids.bin", tokenizer="gpt2", check=True)
+
+
+def test_the_size_of_the_cache_is_in_gigabytes():
+    assert GPTDataModule(cache_size=2.0)._cache.max_bytes == 2_000_000_000

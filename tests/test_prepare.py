@@ -792,3 +792,12 @@ def test_an_option_is_recorded_where_it_differs_and_told_when_it_changes(tmp_pat
     changes = [prepare(tmp_path / "a.txt", tmp_path / "store", recipe).changes for recipe in (plain, parted, plain)]
     assert changes == [[], ["document_separator was None and is '#'"], ["document_separator was '#' and is None"]]
     assert Manifest.load(tmp_path / "store").options == {"text_field": "text", "strip_gutenberg": False}
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_bar_is_shown_only_where_it_is_asked_for(monkeypatch, capsys, is_shown):
+    whole = prepare_module.tqdm
+    monkeypatch.setattr(prepare_module, "tqdm", lambda **options: whole(**{**options, "delay": 0}))
+    with prepare_module._progress_bar(4, is_shown) as on_progress:
+        on_progress(4, 2_000_000)
+    assert ("tokenizing: 100%" in capsys.readouterr().err) == is_shown

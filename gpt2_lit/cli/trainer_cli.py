@@ -1,6 +1,8 @@
 """options -> a run: LightningCLI with data and model options linked."""
 
 import logging
+import os
+import re
 import sys
 import tempfile
 import warnings
@@ -147,6 +149,7 @@ def run(args: list[str], prog: str) -> None:
     with errors_as_messages(MisconfigurationException, start="\nerror: "):
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.
         sys.argv[1:] = _with_options_of_the_run(args)
+        _find_named_modules(sys.argv[1:])
         EmbeddingCLI(prog)
 
 
@@ -160,6 +163,19 @@ def _with_options_of_the_run(args: list[str]) -> list[str]:
     directory = directory_of_checkpoint(checkpoint)
     options = ["--config", str(directory / "config.yaml")] if directory else []
     return [args[0], *options, *args[1:], f"--ckpt_path={checkpoint}"]
+
+
+def _find_named_modules(args: list[str]) -> None:
+    """Let a class path in the command line or in a config name a module of this directory.
+
+    Last on the path, and only if one is named: no other file that lies here is ever imported.
+    """
+    configs = [Path(arg.removeprefix("--config=")) for arg in args if arg.endswith((".yaml", ".yml"))]
+    text = " ".join([*args, *(path.read_text("utf-8", "replace") for path in configs if path.is_file())])
+    roots = set(re.findall(r"(?<![\w./\\-])([A-Za-z_]\w*)\.[A-Za-z_]", text))
+    here = os.getcwd()
+    if here not in sys.path and any(Path(f"{root}.py").is_file() or Path(root).is_dir() for root in roots):
+        sys.path.append(here)
 
 
 def _option(args: list[str], name: str) -> str | None:
