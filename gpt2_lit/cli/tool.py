@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator")
+RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
 def main(args: Sequence[str] | None = None, trainings: Mapping[str, str] = {}) -> None:
