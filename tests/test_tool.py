@@ -284,7 +284,8 @@ def test_plan_far_into_a_store_of_a_trillion_tokens(as_json, tmp_path):
 def test_verify_names_the_damaged_file_and_how_to_mend_it(tool, store, corpus, capsys):
     status, out, _ = tool("verify", store)
     assert status == 0
-    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are as they were written")
+    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are unchanged since they were written,")
+    assert out.endswith("by CRC-32: finds accidents, not people.\n")
     [file] = store.glob("tokens-*")
     content = bytearray(file.read_bytes())
     content[1000] ^= 4
