@@ -30,6 +30,11 @@ def printable(text: str, most: int = 4000) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
+def shown(text: object) -> str:
+    """How a name or a message from outside is logged or printed: on one line, without secrets."""
+    return printable(without_secrets(str(text)), 1000).replace("\n", "\\n")
+
+
 class UserError(Exception):
     """The message names the setting, the rule, the value and the way out."""
 

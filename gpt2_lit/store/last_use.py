@@ -51,7 +51,7 @@ def last_use(directory: Path) -> LastUse | None:
 def remove(directory: Path) -> bool:
     """Delete a directory, unless a process holds it or works on it; returns whether it is gone."""
     storage = LocalStorage(directory)
-    with suppress(OSError), storage.lock(wait=False), open(directory / LAST_USE) as file:
+    with suppress(OSError), storage.lock(wait=False), open(directory / LAST_USE, "rb") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif time.time() - os.fstat(file.fileno()).st_mtime < _DAY:

@@ -208,7 +208,7 @@ def _is_being_written(aside: re.Match[str], changed: float) -> bool:
     if aside["host"] == _HOST and os.name == "posix":
         try:
             os.kill(int(aside["pid"]), 0)
-            status = Path("/proc", aside["pid"], "stat").read_text()  # "PID (NAME) STATE ...", on Linux
+            status = Path("/proc", aside["pid"], "stat").read_text(encoding="utf-8")  # "PID (NAME) STATE ...", on Linux
             if status.rpartition(")")[2].split()[0] == "Z":  # dead, and its parent has not asked how it ended
                 return False
         except ProcessLookupError:
