@@ -573,9 +573,9 @@ def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
     assert [column.justify for column in columns] == ["right", "left", "right"]
 
 
-@pytest.mark.parametrize("name", sorted(_parser()[1]))
+@pytest.mark.parametrize("name", sorted(_parser({})[1]))
 def test_each_argument_of_a_command_is_explained_and_what_it_takes_is_in_capitals(name: str) -> None:
-    for action in _parser()[1][name]._actions:
+    for action in _parser({})[1][name]._actions:
         assert action.help
         if action.nargs != 0 and not action.choices:
             assert isinstance(action.metavar, str)
