@@ -1,5 +1,6 @@
 """The tool as a process of its own, beside what a training gets."""
 
+import hashlib
 import json
 import os
 import re
@@ -535,6 +536,14 @@ def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):
     for args in (["prepare", str(corpus), str(tmp_path / "tokens")], ["verify", str(tmp_path / "tokens")]):
         code = f"import sys; from gpt2_lit.cli.tool import main; main({args!r}); assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_store_prepared_with_sha256_is_verified_by_it(tool, corpus, tmp_path):
+    assert tool("prepare", corpus, tmp_path / "tokens", "--sha256")[0] == 0
+    status, out, _ = tool("verify", tmp_path / "tokens")
+    assert status == 0
+    manifest = hashlib.sha256((tmp_path / "tokens" / "manifest.json").read_bytes()).hexdigest()
+    assert f"by SHA-256. That of manifest.json, which holds the others, is {manifest}" in out
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(store):
