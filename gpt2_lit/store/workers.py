@@ -42,7 +42,7 @@ def encode_shard(
     tokenizer, num_ends_kept = recipe.tokenizer, 0
     end_of_text_name = tokenizer.end_of_text_name
     end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
-    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text) as writer:
+    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text, recipe.sha256) as writer:
         for part in plan.parts:
             for text, ends_document in _pieces(part, recipe):
                 ids = _encoded(text, tokenizer, part)
