@@ -260,10 +260,13 @@ def test_a_part_that_was_not_asked_for_is_an_error(wrong):
 
 
 def test_a_file_without_a_length_that_changes_while_it_is_sent_is_an_error():
-    with serve(lambda request, number: send(request, ranges=False, Content_Length="", ETag=f'"{number // 3}"')) as (
-        url,
-        _,
-    ), pytest.raises(FileError, match=r"a.txt changed while it was read"):
+    with (
+        serve(lambda request, number: send(request, ranges=False, Content_Length="", ETag=f'"{number // 3}"')) as (
+            url,
+            _,
+        ),
+        pytest.raises(FileError, match=r"a.txt changed while it was read"),
+    ):
         content(find(f"{url}/a.txt"))
 
 
