@@ -191,11 +191,12 @@ def sample(project: Path, size: int, seed: int) -> list[Mutant]:
 class Reach:
     """Which tests reach a line, and how long each takes."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, project: Path) -> None:
         from coverage import CoverageData
 
         self.data = CoverageData(str(work / "data"))
         self.data.read()
+        self.project = project  # the copy: the checkout may change while mutants are judged
         self.files = {f"gpt2_lit/{file.rpartition('/gpt2_lit/')[2]}": file for file in self.data.measured_files()}
         self.seconds: dict[str, float] = defaultdict(float)
         failed = set()
@@ -213,14 +214,14 @@ class Reach:
 
     def tests(self, mutant: Mutant) -> tuple[list[str], list[str]]:
         """The tests that reach it, quickest first: those of its own file, and the others."""
-        contexts = self.data.contexts_by_lineno(self.files[mutant.file])
+        contexts = self.data.contexts_by_lineno(self.files.get(mutant.file, ""))
         if mutant.lines:
             reached = {test for line in mutant.lines for test in contexts.get(line, ())}
         else:
             reached = {test for line, tests in contexts.items() if len(tests) > 1 for test in tests}
         names = {test.split(" (")[0].split("[")[0] for test in reached} & set(self.seconds)
         own_file = f"tests/test_{Path(mutant.file).stem}.py"
-        new = self._new_tests(own_file if (PROJECT / own_file).exists() else "tests/test_*.py")
+        new = self._new_tests(own_file if (self.project / own_file).exists() else "tests/test_*.py")
         own = {name for name in names if name.startswith((own_file, mutant.file))} | new
         if not names:  # only a process that was killed reached it, or no test did
             own |= {name for name in self.seconds if name.startswith((own_file, "tests/test_project.py"))}
@@ -228,7 +229,8 @@ class Reach:
 
     def _new_tests(self, pattern: str) -> set[str]:
         """Tests that were written since: they may reach any line."""
-        trees = {path.relative_to(PROJECT).as_posix(): ast.parse(path.read_text()) for path in PROJECT.glob(pattern)}
+        paths = self.project.glob(pattern)
+        trees = {path.relative_to(self.project).as_posix(): ast.parse(path.read_text()) for path in paths}
         functions = ((file, node) for file, tree in trees.items() for node in tree.body)
         names = {f"{file}::{node.name}" for file, node in functions if isinstance(node, ast.FunctionDef)}
         return {name for name in names if "::test_" in name and name not in self.known}
@@ -295,6 +297,8 @@ def passes(project: Path, tests: list[str], seconds: float) -> tuple[bool, str]:
         return False, "timeout"
     lines = output.read_text(errors="replace").splitlines()
     failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "stopped")
+    if failed.startswith("ERROR: not found"):  # a test that was renamed since has killed nothing
+        sys.exit(f"{failed}. Run reach again.")
     return ended[1] == 0, failed[:200]
 
 
@@ -335,7 +339,7 @@ def run(work: Path, mutants: Iterable[Mutant], again: bool, budget: float) -> No
     import lightning.pytorch  # noqa: F401
 
     project = copied(work / str(os.getpid()))
-    reach = Reach(work)
+    reach = Reach(work, project)
     if not passes(project, ["tests/test_split.py", "tests/test_norms.py"], 300)[0]:
         sys.exit(f"without a mutant tests fail, too: {project}.log")
     file = work / "results.jsonl"

@@ -33,10 +33,11 @@ DIFFERENT_WORDS = " ".join(f"w{i:03}" for i in range(300))
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all tests keep their tokens, instead of the user's own cache."""
+    """Where all tests keep their tokens and their key, instead of the user's own directories."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("GPT2_LIT_CACHE", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))  # the key that runs are signed with
         yield folder
 
 
@@ -84,6 +85,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callabl
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_stub.py"])
+    monkeypatch.setattr(sys, "path", sys.path[:])  # the program may add its directory
 
     def here(*args: str) -> str:
         monkeypatch.setattr(sys, "argv", ["train_stub.py", *args])

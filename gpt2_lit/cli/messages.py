@@ -1,6 +1,5 @@
 """errors and log records -> lines that a person reads."""
 
-import errno
 import io
 import logging
 import shlex
@@ -9,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt2_lit.errors import UserError
+from gpt2_lit.errors import DISK_ERRORS, UserError
 
 PACKAGE = Path(__file__).parents[1]
-# What a disk says. Any other OSError is a bug, or comes from other code.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 
 
 @contextmanager

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator")
+RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
 def main(args: Sequence[str] | None = None, trainings: Mapping[str, str] = {}) -> None:
@@ -377,7 +377,7 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
     import yaml
 
     try:
-        return dict(yaml.safe_load(config.read_text())["data"])
+        return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
     except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
         return None
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt2_lit.errors import printable
 from gpt2_lit.store.storage import LocalStorage, Storage, StoreError
 
 FORMAT = "gpt2_lit token store"
@@ -18,6 +19,7 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
+_KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
 
 
 class VersionError(StoreError):
@@ -34,7 +36,7 @@ class Damage(NamedTuple):
     def __str__(self) -> str:
         made_from = f" It was made from {self.made_from}." if self.made_from else ""
         delete = "" if self.problem == MISSING else "delete it and "
-        return (
+        return printable(
             f"{self.file} {self.problem}.{made_from} To mend it, {delete}prepare the store again from the same "
             "sources: the other shards are kept."
         )
@@ -79,9 +81,9 @@ class Shard(NamedTuple):
     def of(cls, content: Any) -> "Shard":
         """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
         shard = cls(**{name: content[name] for name in cls._fields})
-        # The key becomes part of file names, so that nothing but hex digits may be in it.
-        _check(isinstance(shard.key, str) and re.fullmatch("[0-9a-f]+", shard.key))
+        _check(isinstance(shard.key, str) and _KEY.fullmatch(shard.key))
         _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
+        _check(shard.num_documents <= shard.num_tokens)  # each ends with one
         _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
         _check(isinstance(shard.made_from, str))
         return shard
@@ -187,6 +189,7 @@ class Manifest(NamedTuple):
         _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
         _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
         _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
+        _check(manifest.num_documents > 0)
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:
@@ -220,6 +223,17 @@ def is_store(path: str | os.PathLike | Storage) -> bool:
 def sources_bytes(files: Iterable[Any]) -> bytes:
     """The list of the files that a store was made from, one a line."""
     return ("[" + ",\n".join(map(json.dumps, files)) + "]\n").encode()
+
+
+def read_sources(raw: bytes) -> list[list[Any]]:
+    """What :func:`sources_bytes` wrote: path, size and more of each file; a ValueError if it is damaged."""
+    try:
+        files = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check(isinstance(files, list) and all(isinstance(file, list) and file for file in files))
+    _check(all(isinstance(file[0], str) for file in files))
+    return files
 
 
 def tokens_file(key: str) -> str:

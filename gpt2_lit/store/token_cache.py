@@ -58,6 +58,7 @@ class TokenCache(NamedTuple):
         source = Source.of(source)
         if kind_of(source) != "text":
             return None
+        LocalStorage(self.directory).make_directory(0o700)  # texts are nobody else's business
         directory = self.directory_of(source)
         try:
             prepared = prepare(source, directory, self.recipe)
