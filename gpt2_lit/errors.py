@@ -4,7 +4,11 @@ Each is also the built-in error that Python code expects, so that ``except Value
 else that reaches the command line is a bug or comes from other code, and keeps its traceback.
 """
 
+import errno
 import re
+
+# What a disk says. Any other OSError is a bug, or comes from other code.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def without_secrets(text: str) -> str:
@@ -24,6 +28,11 @@ def printable(text: str, most: int = 4000) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]} ... ({len(text) - most:,} characters left out) ... {text[-(most // 2) :]}"
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def shown(text: object) -> str:
+    """How a name or a message from outside is logged or printed: on one line, without secrets."""
+    return printable(without_secrets(str(text)), 1000).replace("\n", "\\n")
 
 
 class UserError(Exception):

@@ -495,6 +495,16 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, disk, monkeypatch, num_pr
     assert tree(disk / "store") == fresh(rows)
 
 
+def test_a_corpus_that_grows_keeps_the_size_of_its_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MAX_SHARDS", 2)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("word " * 8_000)
+    assert prepare(tmp_path / "corpus", tmp_path / "store").num_made == 2
+    (tmp_path / "corpus" / "b.txt").write_text("word " * 12_000)
+    done = prepare(tmp_path / "corpus", tmp_path / "store")  # made anew it would have two shards, of up to 80,000 bytes
+    assert (done.num_made, len(done.manifest.shards), done.manifest.shard_bytes) == (3, 5, 20_000)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is POSIX'")
 def test_a_file_that_cannot_grow_is_told(corpus, tmp_path):
     error = error_of(start(corpus, tmp_path / "store", num_processes=1, file_bytes=8192))

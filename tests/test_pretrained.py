@@ -81,6 +81,7 @@ def test_scores_are_those_of_hugging_faces_tied_head(gpt2, tmp_path):
         ("transformer.wte.weight", "transformer.wpe.weight"),
         ("_orig_mod.transformer.wte.weight", "_orig_mod.transformer.wpe.weight"),
         ("tok_emb.weight", "pos_emb.weight"),
+        ("token_emb.weight", "pos_emb.weight"),
         ("token_embedding.weight", "position_embedding.weight"),
         ("embedding.token_embedding.weight", "embedding.position_embedding.weight"),
     ],
@@ -102,7 +103,7 @@ def test_tables_of_another_precision_become_float32(tmp_path, dtype):
         assert torch.equal(ours, theirs.float())
 
 
-@pytest.mark.parametrize("container", ["state_dict", "model", None])
+@pytest.mark.parametrize("container", ["state_dict", "model_state_dict", "model", None])
 def test_checkpoints_of_lightning_and_nanogpt_have_their_weights_within(tmp_path, container):
     weights = EmbeddingStub(V, D, T).state_dict()
     torch.save({container: weights, "step": 3} if container else weights, tmp_path / "last.ckpt")
@@ -298,3 +299,78 @@ def test_without_the_packages_the_error_says_how_to_install_them(file, package, 
     done = run_plainly(f"{code}EmbeddingModule.from_pretrained({source!r})")
     message = f"published weights need the package {package}. Install it with: pip install 'gpt2-lit[pretrained]'"
     assert done.stderr.strip().splitlines()[-1] == f"gpt2_lit.errors.MissingPackage: {message}"
+
+
+class Marker:
+    """What a pickle from somebody else may hold: reading it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("place", ["hyper_parameters", "state_dict"])
+def test_reading_a_checkpoint_runs_no_code_from_it(tmp_path, place):
+    path, mark = tmp_path / "last.ckpt", tmp_path / "mark"
+    torch.save({"state_dict": named()} | {place: Marker(mark)}, path)
+    with pytest.raises(ValueError, match="is not a checkpoint of tensors and plain values"):
+        EmbeddingModule.from_pretrained(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # so the test would see it
+    assert mark.exists()
+
+
+def test_a_class_that_a_checkpoint_names_is_not_imported(tmp_path):
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')", encoding="utf-8")
+    torch.save(
+        {"state_dict": named(), "hyper_parameters": {"backbone": {"class_path": "theirs.Blocks"}}},
+        tmp_path / "last.ckpt",
+    )
+    code = "from gpt2_lit import EmbeddingModule; print(EmbeddingModule.from_pretrained('last.ckpt').vocab_size)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{V}\n"
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["../secret.safetensors", "{root}/secret.safetensors", "sub/../../secret.safetensors"]
+)
+def test_an_index_cannot_name_files_outside_its_directory(tmp_path, elsewhere):
+    save_file(named(), tmp_path / "secret.safetensors")
+    directory = tmp_path / "weights"
+    (directory / "sub").mkdir(parents=True)
+    index = {"weight_map": dict.fromkeys(named(), elsewhere.format(root=tmp_path))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"names files outside its directory: "):
+        read_tables(directory)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"wte.weight": 3}}', "\0"])
+def test_an_index_of_another_form_is_an_error(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="must be JSON with a weight_map"):
+        read_tables(tmp_path)
+
+
+def test_an_index_that_names_a_tensor_which_is_not_there_is_an_error(tmp_path):
+    save_file(OTHERS, tmp_path / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(named(), "model-1.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model-1\.safetensors has no tensor wte\.weight"):
+        read_tables(tmp_path)
+
+
+def test_a_header_that_claims_more_than_the_file_has_takes_no_memory(tmp_path):
+    header = json.dumps({"wte.weight": {"dtype": "F32", "shape": [10**9, 10**6], "data_offsets": [0, 4 * 10**15]}})
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ValueError, match="is not a valid safetensors file, or is truncated"):
+        read_tables(path)
+
+
+def test_what_is_no_tensor_in_a_checkpoint_is_no_table(tmp_path):
+    torch.save({"wte.weight": "a text", "wpe.weight": 3, "model": "gpt2"}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="has none among 0 tensors"):
+        read_tables(tmp_path / "odd.pt")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_files import find_files, needs_permissions, serve
 
+from gpt2_lit.errors import InvalidValue
 from gpt2_lit.text import readers as documents
 from gpt2_lit.text.bpe import gpt2_tokenizer
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile
@@ -857,3 +858,69 @@ def test_zeros_after_a_gzip_member_are_skipped_and_nothing_else_is(tmp_path, pad
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole gzip file"):
             read(path)
+
+
+# Files that unpack to far more than they are stored in.
+
+
+def zstd_bomb(path: Path) -> None:
+    path.write_bytes(zstandard.ZstdCompressor(level=19).compress(b"a " * (1 << 20)))
+
+
+def gzip_bomb(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"a " * (1 << 20)))
+
+
+def dictionary_bomb(path: Path) -> None:
+    column = pyarrow.array(["a " * (1 << 16)]).dictionary_encode()
+    many = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 16, pyarrow.int32()), column.dictionary)
+    parquet.write_table(pyarrow.table({"text": many}), path, compression="zstd")
+
+
+def page_bomb(path: Path) -> None:
+    table = pyarrow.table({"text": ["a " * (1 << 16)] * 16})
+    parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+
+
+BOMBS = {"a.txt.zst": zstd_bomb, "b.jsonl.gz": gzip_bomb, "c.txt.gz": gzip_bomb}
+BOMBS |= {"dictionary.parquet": dictionary_bomb, "page.parquet": page_bomb}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("strip_gutenberg", [False, True])
+def test_a_file_that_unpacks_to_far_more_than_it_is_stored_in_is_refused(tmp_path, monkeypatch, name, strip_gutenberg):
+    monkeypatch.setattr(documents, "_SMALL", 1 << 20)  # half of what the bombs hold
+    BOMBS[name](tmp_path / name)
+    size = (tmp_path / name).stat().st_size
+    options = {"strip_gutenberg": strip_gutenberg}
+    with pytest.raises(
+        InvalidValue, match=f"{name} holds more than 0.00105 GB of text, and {size:,} bytes as .*set data"
+    ):
+        read(tmp_path / name, **options)
+    if "jsonl" not in name:
+        assert sum(map(len, read(tmp_path / name, max_unpacked=0.004, **options))) == 1 << 21
+
+
+def test_a_dense_file_may_hold_a_hundred_times_its_stored_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_SMALL", 1)
+    text = os.urandom(5_000).hex() * 50  # 500,000 characters, in about 7,500 bytes
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
+    assert read(tmp_path / "a.txt.zst") == [text]
+    with pytest.raises(InvalidValue, match="max_unpacked must be above 0, got 0"):
+        read(tmp_path / "a.txt.zst", max_unpacked=0)
+
+
+def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
+    texts = {"long": "a " * (1 << 22), "short": "a " * (1 << 16)}
+    rows = {}
+    for name, text in texts.items():
+        parquet.write_table(pyarrow.table({"text": [text] * 4}), tmp_path / name, compression="zstd")
+        rows[name] = documents._rows_at_a_time(parquet.read_metadata(tmp_path / name).row_group(0).column(0))
+    assert rows == {"long": 1, "short": documents._ROWS}
+
+
+def test_a_row_that_is_very_long_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(documents, "_LONGEST", 2_000_000)
+    parquet.write_table(pyarrow.table({"text": ["a", "b" * 3_000_000]}), tmp_path / "a.parquet")
+    assert len(read(tmp_path / "a.parquet")) == 2
+    assert "a.parquet, row 1 (counted from 0): one text of 3 MB" in caplog.text

@@ -334,13 +334,32 @@ sys.stdin.read()
 
 def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
     fill(cache, tmp_path, "a")
-    monkeypatch.setattr(Path, "write_text", raise_read_only)
+    monkeypatch.setattr("os.open", raise_read_only)
     assert cache.prepare(tmp_path / "a").num_made == 0
     assert len(cache.open(tmp_path / "a")) == 10_000
 
 
 def raise_read_only(*args: object, **kwargs: object) -> None:
     raise OSError(30, "Read-only file system")
+
+
+def test_a_new_cache_is_its_owners_alone_and_one_that_is_shared_stays_so(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    cache.prepare(tmp_path / "a.txt")
+    assert cache.directory.stat().st_mode & 0o777 == 0o700
+    cache.directory.chmod(0o775)
+    cache.prepare(tmp_path / "a.txt")
+    assert cache.directory.stat().st_mode & 0o777 == 0o775
+
+
+def test_the_note_of_a_use_is_written_through_no_link(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    (tmp_path / "mine").write_text("mine")
+    place = cache.directory_of(tmp_path / "a.txt")
+    place.mkdir(parents=True)
+    (place / LAST_USE).symlink_to(tmp_path / "mine")
+    cache.prepare(tmp_path / "a.txt")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_without_a_home_directory_the_cache_is_one_that_cannot_be_made(monkeypatch):

@@ -35,6 +35,7 @@ pytestmark = [
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Run a command line in this process and in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpt2-lit"])
 
     def tool(*args: object) -> tuple[int, str, str]:
         status = 0
@@ -83,7 +84,7 @@ def test_prepare_tells_what_there_is_and_what_was_done(tool, as_json, corpus, tm
     assert (status, err) == (0, f"data.source: 2 files (1 .txt, 1 .jsonl), {num_bytes:,} bytes\n")
     assert out.splitlines() == [
         f"tokens: {num_tokens:,} tokens of 3 documents; encoded 1 of 1 shards.",
-        "Train on it: --data.source tokens",
+        "Train on it: gpt2-lit fit --data.source tokens",
     ]
     assert "nothing to do" in tool("prepare", "corpus", "tokens")[1]
     (corpus / "c.txt").write_text("new")
@@ -341,7 +342,7 @@ def test_a_store_of_another_tokenizer_is_prepared_and_looked_at(tool, as_json, t
     (tmp_path / "words.txt").write_text("the cat sat on the mat")
     status, out, _ = tool("prepare", "words.txt", "tokens", "--tokenizer", "words")
     assert status == 0
-    assert "Train on it: --data.source tokens --data.tokenizer words" in out
+    assert "Train on it: gpt2-lit fit --data.source tokens --data.tokenizer words" in out
     assert Manifest.load("tokens").tokenizer == "words"
     assert as_json("prepare", "words.txt", "tokens", "--tokenizer", "words")["shards_made"] == 0
 

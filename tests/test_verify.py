@@ -5,7 +5,7 @@ from test_token_store import END, SHARDS, read_all, write_store
 
 from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.token_store import open_store
-from gpt2_lit.store.verify import verify
+from gpt2_lit.store.verify import _problem, verify
 
 
 @pytest.fixture
@@ -66,7 +66,14 @@ def test_a_damaged_file_is_named_with_what_it_was_made_from(store):
     assert "It was made from /texts/2.txt. To mend it, delete it and prepare the store again" in str(damage)
 
 
-def test_verify_tells_how_far_it_is(store):
-    told = []
-    verify(store, told.append)
-    assert sum(told) == sum(file.stat().st_size for file in store.iterdir() if file.name != "manifest.json")
+def test_a_file_that_cannot_be_read_has_a_problem(tmp_path):
+    assert _problem(str(tmp_path), 0, lambda num_bytes: None) == "cannot be read (Is a directory)"
+
+
+def test_a_store_is_compared_with_its_checksums_before_it_is_opened_if_asked_for(store):
+    assert read_all(open_store(store, check=True)) == read_all(open_store(store))
+    shard = store / f"tokens-{2:016x}.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    open_store(store)  # the sizes are right
+    with pytest.raises(StoreError, match=rf"{shard} is damaged: its CRC-32 is"):
+        open_store(store, check=True)

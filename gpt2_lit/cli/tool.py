@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
-from gpt2_lit.cli.messages import errors_as_messages, prepare_console
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console, program_name
 from gpt2_lit.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator")
+RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run a command line, that of the process unless ``args`` are given."""
-    options = _options(sys.argv[1:] if args is None else args)
+def main(args: Sequence[str] | None = None, trainings: Mapping[str, str] = {}) -> None:
+    """Run a command line, that of the process unless ``args`` are given; ``trainings`` are named in the help alone."""
+    options = _options(sys.argv[1:] if args is None else args, trainings)
     prepare_console(logging.WARNING if options.json else logging.INFO)
     try:
         with errors_as_messages(reword=_in_words_of_the_tool):
@@ -99,7 +100,8 @@ def prepare(options: argparse.Namespace) -> None:
     console.print(
         Text(
             f"{options.store}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents; {news}.\n"
-            f"Train on it: --data.source {options.store}{f' --data.tokenizer {tokenizer}' * (tokenizer != 'gpt2')}"
+            f"Train on it: {program_name()} fit --data.source {shlex.quote(options.store)}"
+            f"{f' --data.tokenizer {shlex.quote(tokenizer)}' * (tokenizer != 'gpt2')}"
         )
     )
 
@@ -208,15 +210,11 @@ def verify(options: argparse.Namespace) -> None:
     example:
       gpt2-lit verify tokens
     """
-    from tqdm import tqdm
-
     from gpt2_lit.store.manifest import Manifest
     from gpt2_lit.store.verify import verify as damages_of
 
     manifest = Manifest.load(options.store)
-    total = sum(sum(shard.file_sizes(manifest.dtype).values()) for shard in manifest.shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=1, disable=options.json) as bar:
-        damages = damages_of(options.store, lambda num_bytes: bar.update(min(num_bytes, total - bar.n)))
+    damages = damages_of(options.store, show_progress=not options.json)
     if options.json:
         _print_json({"store": os.path.abspath(options.store), "damaged": [damage._asdict() for damage in damages]})
     for damage in damages if not options.json else []:
@@ -379,7 +377,7 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
     import yaml
 
     try:
-        return dict(yaml.safe_load(config.read_text())["data"])
+        return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
     except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
         return None
 
@@ -473,8 +471,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n  for all options: {self.prog} --help\n")
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
-    parser, commands = _parser()
+def _options(args: Sequence[str], trainings: Mapping[str, str] = {}) -> argparse.Namespace:
+    parser, commands = _parser(trainings)
     if not args:
         parser.print_help()
         sys.exit(0)
@@ -495,11 +493,11 @@ def _meant(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+def _parser(trainings: Mapping[str, str]) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and those of the commands by their names."""
     parser = _Parser(
-        prog="gpt2-lit",
-        description="Prepare text for training, and look at what training will see.",
+        prog=program_name(),
+        description="Prepare text for training, look at what training will see, and train.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
@@ -507,12 +505,14 @@ examples:
   gpt2-lit info tokens                    documents, tokens, splits, the most frequent tokens
   gpt2-lit preview tokens                 the first windows of a training on it
   gpt2-lit verify tokens                  compare it with its checksums
-  python train_stub.py fit --data.source tokens
+  gpt2-lit fit --data.source tokens       train on it
 
 The options of a command:  gpt2-lit COMMAND --help
 """,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in trainings.items():
+        commands.add_parser(name, help=text)
 
     def command(run: Callable[[argparse.Namespace], None]) -> _Parser:
         text, _, below = (inspect.getdoc(run) or "").partition("\n\n")

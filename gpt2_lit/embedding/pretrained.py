@@ -1,6 +1,7 @@
 """files of weights -> tables: the token and the position embedding of a GPT-2, and nothing else of it."""
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from importlib import import_module
@@ -18,6 +19,7 @@ from gpt2_lit.store.storage import write_aside
 TABLE_NAMES = (
     ("wte.weight", "wpe.weight"),  # OpenAI, Hugging Face, nanoGPT
     ("tok_emb.weight", "pos_emb.weight"),  # Raschka, Build a Large Language Model (From Scratch)
+    ("token_emb.weight", "pos_emb.weight"),
     ("token_embedding.weight", "position_embedding.weight"),  # EmbeddingModule
 )
 WEIGHTS = "model.safetensors"
@@ -82,13 +84,35 @@ def _from_directory(directory: Path) -> list[Tensor]:
         return _from_safetensors(directory / WEIGHTS)
     if not (directory / INDEX).exists():
         raise MissingFile(f"there is neither {WEIGHTS} nor {INDEX} in {directory}. Give the path of a file.")
-    file_of = json.loads((directory / INDEX).read_text())["weight_map"]
-    return [_open(directory / file_of[name]).get_tensor(name) for name in _names_of_tables(file_of, directory / INDEX)]
+    file_of = _weight_map(directory / INDEX)
+    return [_tensor(directory / file_of[name], name) for name in _names_of_tables(file_of, directory / INDEX)]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor; each beside the index, which may come from anybody."""
+    try:
+        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        elsewhere = [file for file in file_of.values() if os.path.basename(file) != file]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidValue(
+            f"{index} must be JSON with a weight_map from names of tensors to names of files. Download it again."
+        ) from error
+    if elsewhere:
+        raise InvalidValue(
+            f"{index} names files outside its directory: {elsewhere[0]}. It may do harm: leave it alone."
+        )
+    return file_of
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    file = _open(path)
+    if name not in set(file.keys()):
+        raise InvalidValue(f"{path} has no tensor {name}, which {INDEX} beside it says. Download both again.")
+    return file.get_tensor(name)
 
 
 def _from_safetensors(path: Path) -> list[Tensor]:
-    file = _open(path)
-    return [file.get_tensor(name) for name in _names_of_tables(file.keys(), path)]
+    return [_tensor(path, name) for name in _names_of_tables(_open(path).keys(), path)]
 
 
 def _open(path: Path) -> Any:
@@ -117,9 +141,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
-    for name in ("state_dict", "model"):  # where Lightning and nanoGPT have the weights
-        state = state.get(name, state)
-    return state
+    # Where Lightning, the textbook's training chapter and nanoGPT have the weights.
+    found = [state[name] for name in ("state_dict", "model_state_dict", "model") if isinstance(state.get(name), dict)]
+    weights = found[0] if found else state
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt2_lit.errors import printable
 from gpt2_lit.store.storage import LocalStorage, Storage, StoreError
 
 FORMAT = "gpt2_lit token store"
@@ -17,6 +19,7 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
+_KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
 
 
 class VersionError(StoreError):
@@ -33,7 +36,7 @@ class Damage(NamedTuple):
     def __str__(self) -> str:
         made_from = f" It was made from {self.made_from}." if self.made_from else ""
         delete = "" if self.problem == MISSING else "delete it and "
-        return (
+        return printable(
             f"{self.file} {self.problem}.{made_from} To mend it, {delete}prepare the store again from the same "
             "sources: the other shards are kept."
         )
@@ -69,10 +72,20 @@ class Shard(NamedTuple):
     @classmethod
     def loads(cls, receipt: bytes) -> "Shard":
         """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
-        content = json.loads(receipt)
-        shard = cls(**{name: content[name] for name in cls._fields})
+        shard = cls.of(json.loads(receipt))
         if shard.dumps() != receipt:
             raise ValueError("the receipt is damaged")
+        return shard
+
+    @classmethod
+    def of(cls, content: Any) -> "Shard":
+        """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
+        shard = cls(**{name: content[name] for name in cls._fields})
+        _check(isinstance(shard.key, str) and _KEY.fullmatch(shard.key))
+        _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
+        _check(shard.num_documents <= shard.num_tokens)  # each ends with one
+        _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
+        _check(isinstance(shard.made_from, str))
         return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
@@ -158,14 +171,25 @@ class Manifest(NamedTuple):
                     f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
                     f"{FORMAT_VERSION}. Prepare the store anew, in another directory."
                 )
-            fields = {name: content[name] for name in cls._fields}
-            manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            manifest = cls.of(content)
             if manifest.dumps() != raw:
                 raise damaged
         except StoreError:
             raise
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise damaged from None
+        return manifest
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """A manifest of JSON from anybody; a ValueError, TypeError or KeyError unless each field is what it must be."""
+        fields = {name: content[name] for name in cls._fields}
+        manifest = cls(**{**fields, "shards": [Shard.of(shard) for shard in fields["shards"]]})
+        _check(isinstance(manifest.tokenizer, str) and isinstance(manifest.tokenizer_hash, str))
+        _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
+        _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
+        _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
+        _check(manifest.num_documents > 0)
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:
@@ -201,6 +225,17 @@ def sources_bytes(files: Iterable[Any]) -> bytes:
     return ("[" + ",\n".join(map(json.dumps, files)) + "]\n").encode()
 
 
+def read_sources(raw: bytes) -> list[list[Any]]:
+    """What :func:`sources_bytes` wrote: path, size and more of each file; a ValueError if it is damaged."""
+    try:
+        files = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check(isinstance(files, list) and all(isinstance(file, list) and file for file in files))
+    _check(all(isinstance(file[0], str) for file in files))
+    return files
+
+
 def tokens_file(key: str) -> str:
     return f"tokens-{key}.bin"
 
@@ -218,3 +253,16 @@ def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
     """JSON, the last value of which is the checksum of the rest."""
     checksum = zlib.crc32(json.dumps(content).encode())
     return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_crc32(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _check(is_right: Any) -> None:
+    if not is_right:
+        raise ValueError("a field is not what it must be")

@@ -40,12 +40,15 @@ def key_of(tokenizer: str | None, end_of_text: int, options: Any, *what: Any) ->
 
 
 def recorded(options: Any) -> dict[str, Any]:
-    """The options that a store records: the first two, and of later ones those that differ from their defaults."""
+    """The options that a store records: the first two, and of later ones those that differ from their defaults.
+
+    Not the limit on sizes, which changes no token.
+    """
     values = options._asdict()
     return {
         name: value
         for number, (name, value) in enumerate(values.items())
-        if number < 2 or value != options._field_defaults[name]
+        if number < 2 or (name != "max_unpacked" and value != options._field_defaults[name])
     }
 
 

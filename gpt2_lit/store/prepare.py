@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt2_lit.errors import without_secrets
+from gpt2_lit.errors import printable, without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
 from gpt2_lit.store.storage import LocalStorage
@@ -176,15 +176,13 @@ def _changes(writer: StoreWriter, former: Manifest, now: Manifest, files: Sequen
         changes.append(f"the tokenizer was {former.tokenizer} and is {now.tokenizer}, of other content")
     sources = writer.sources(former)
     if sources is None:
-        return [*changes, "the list of the sources was damaged"]
-    before = {file[0]: list(file) for file in sources}
+        return [*map(printable, changes), "the list of the sources was damaged"]
+    before = {file[0]: file for file in sources}
     after = {file.path: list(file) for file in files}
-    return [
-        *changes,
-        *(f"added {path}" for path in after if path not in before),
-        *(f"removed {path}" for path in before if path not in after),
-        *(f"changed {path}" for path, file in after.items() if path in before and before[path] != file),
-    ]
+    changes += [f"added {path}" for path in after if path not in before]
+    changes += [f"removed {path}" for path in before if path not in after]
+    changes += [f"changed {path}" for path, file in after.items() if path in before and before[path] != file]
+    return [printable(change) for change in changes]  # the former store may be anybody's
 
 
 @contextmanager

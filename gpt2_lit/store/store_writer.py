@@ -1,6 +1,5 @@
 """tokens of shards -> a store: the one owner of its names, receipts, commit and deletion (docs/store.md)."""
 
-import json
 import re
 import zlib
 from array import array
@@ -18,6 +17,7 @@ from gpt2_lit.store.manifest import (
     StoreError,
     VersionError,
     is_store,
+    read_sources,
     receipt_file,
     tokens_file,
 )
@@ -58,7 +58,7 @@ class StoreWriter(NamedTuple):
         with suppress(OSError, ValueError):
             raw = self.storage.read(manifest.sources_file)
             if zlib.crc32(raw) == manifest.sources_crc32:
-                return json.loads(raw)
+                return read_sources(raw)
         return None
 
     def finished(self, keys: Iterable[str], dtype: np.dtype) -> dict[str, Shard]:
@@ -66,7 +66,7 @@ class StoreWriter(NamedTuple):
         sizes, shards = self.storage.list(), {}
         for key in keys:
             if receipt_file(key) in sizes:
-                with suppress(OSError, ValueError, TypeError, KeyError):
+                with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                     shard = Shard.loads(self.storage.read(receipt_file(key)))
                     if shard.key == key and shard.file_sizes(dtype).items() <= sizes.items():
                         shards[key] = shard
