@@ -24,7 +24,7 @@ from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
 from gpt2_lit.cli.messages import errors_as_messages, prepare_console, program_name
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -321,6 +321,23 @@ def export(options: argparse.Namespace) -> None:
     console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
 
 
+def init(options: argparse.Namespace) -> None:
+    """put configs and an example backbone into a directory, and overwrite nothing
+
+    example:
+      gpt2-lit init my_gpt && cd my_gpt && gpt2-lit fit --config configs/tiny.yaml
+    """
+    from gpt2_lit.cli.starter import copy_starter
+
+    names = copy_starter(Path(options.directory))
+    if options.json:
+        _print_json({"directory": os.path.abspath(options.directory), "files": names})
+        return
+    change = "" if options.directory == "." else f"cd {shlex.quote(options.directory)} && "
+    print("\n".join(f"  {name}" for name in names))
+    print(printable(f"Train: {change}{program_name()} fit --config configs/tiny.yaml"))
+
+
 def cache(options: argparse.Namespace) -> None:
     """list what is kept of encoded texts, or delete it
 
@@ -584,6 +601,9 @@ The options of a command:  gpt2-lit COMMAND --help
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+
+    begun = command(init)
+    begun.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="made if absent (default: here)")
 
     listed = command(cache)
     listed.add_argument("--clear", metavar="NAME", nargs="*", help="delete these, or all")
