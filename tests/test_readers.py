@@ -1,5 +1,7 @@
 import csv
+import errno
 import gzip
+import io
 import json
 import os
 import re
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_files import find_files, needs_permissions, serve
 
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import FileError, InvalidValue
 from gpt2_lit.text import readers as documents
 from gpt2_lit.text.bpe import gpt2_tokenizer
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile
@@ -924,3 +926,27 @@ def test_a_row_that_is_very_long_is_told(tmp_path, monkeypatch, caplog):
     parquet.write_table(pyarrow.table({"text": ["a", "b" * 3_000_000]}), tmp_path / "a.parquet")
     assert len(read(tmp_path / "a.parquet")) == 2
     assert "a.parquet, row 1 (counted from 0): one text of 3 MB" in caplog.text
+
+
+def test_of_many_fields_ten_are_named(tmp_path):
+    fields = {"\x1b[2J" * 100: "a"} | {f"field-{number}": "a" for number in range(200_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(fields))
+    message = first_error(tmp_path / "a.jsonl")
+    assert "field-8, ... Set" not in message
+    assert "field-8, ...." in message
+    assert len(message) < 500
+    assert message.isprintable()
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    class Failing(io.FileIO):
+        def readinto(self, buffer) -> int:
+            if self.tell() < 1000:  # what is read after the footer
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)
+
+    parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), tmp_path / "a.parquet")
+    [file] = find_files(tmp_path / "a.parquet")
+    monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
+    with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
+        list(read_pieces(file, PLAIN))

@@ -443,10 +443,11 @@ def _json_type(value: object) -> str:
 
 
 def _names(field: str, names: Iterable[str]) -> str:
-    names = list(names)
+    names = list(itertools.islice(names, 1000))
     close = difflib.get_close_matches(field, names, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
-    return f"It has: {', '.join(names) or 'nothing'}.{meant} Set data.text_field."
+    listed = ", ".join(textwrap.shorten(name, 60) for name in names[:10]) + ", ..." * (len(names) > 10)
+    return f"It has: {listed or 'nothing'}.{meant} Set data.text_field."
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
