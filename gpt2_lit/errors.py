@@ -22,7 +22,10 @@ def without_secrets(text: str) -> str:
         r"(?i)\b(?!file:)([a-z][a-z\d+.-]{0,20}(?:://|%3a%2f%2f))(?:(?!%2f)[^/\s])*(?:@|%40)(?=[^/])", r"\1", text
     )
     return re.sub(
-        r"((?:[?&#]|%3f|%26)([\w.%-]{1,100}?)(?:=|%3d))((?:(?!%26|%3f)[^&#\s,'\"])*)", _hidden, text, flags=re.IGNORECASE
+        r"((?:[?&#]|%3f|%26)([\w.%-]{1,100}?)(?:=|%3d))((?:(?!%26|%3f[\w.-]{1,100}?(?:=|%3d))[^&#\s,'\"])*)",
+        _hidden,
+        text,
+        flags=re.IGNORECASE,
     )
 
 
