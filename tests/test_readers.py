@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -950,3 +951,17 @@ def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch
     monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
     with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
         list(read_pieces(file, PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "is an image"),
+        (pickle.dumps(["a text"] * 3), "is a pickle"),
+        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
+    ],
+)
+def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):
+    name = "a.txt.gz" if content.startswith(b"\x1f") else "a.txt"
+    (tmp_path / name).write_bytes(content)
+    assert message in first_error(tmp_path / name)

@@ -494,6 +494,9 @@ _NOT_TEXT = (
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", "Give a text."),
+    (rb"\x80[\x02-\x05](?:[\x8a\x95\}\]c(])", "a pickle of Python", "Write its texts to a .txt or .jsonl file."),
+    (rb"(?s).{257}ustar", "a tar archive", "Unpack it."),
     (
         rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
         "a web page (HTML)",
