@@ -4,10 +4,14 @@ Each is also the built-in error that Python code expects, so that ``except Value
 else that reaches the command line is a bug or comes from other code, and keeps its traceback.
 """
 
+import errno
 import re
 from urllib.parse import unquote
 
 _SECRET = re.compile(r"(?i)token|key|sig|secret|passw|pwd|credential|auth|session")
+
+# What a disk says. Any other OSError is a bug, or comes from other code.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def without_secrets(text: str) -> str:

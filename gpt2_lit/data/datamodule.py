@@ -58,10 +58,11 @@ class GPTDataModule(LightningDataModule):
         document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
             .jsonl or a row is one document.
         max_unpacked: Gigabytes of text that one file may hold, against files that unpack to more than the disk. None is
-            100 times its stored size, or 0.27 if that is less.
+            100 times its stored size, and at least 0.27.
         token_dtype: Type of the ids in .bin files without a header.
         vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
+        check: Whether to read all tokens once before training, and compare them with the checksums of their store.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -95,6 +96,7 @@ class GPTDataModule(LightningDataModule):
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
         cache_size: float = 50.0,
+        check: bool = False,
     ) -> None:
         super().__init__()
         _check_shares(val_fraction, cache_size, shuffle)
@@ -113,6 +115,7 @@ class GPTDataModule(LightningDataModule):
         self.document_ids = bool(document_ids)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.cache_size = float(cache_size)
+        self.check = bool(check)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
@@ -183,6 +186,8 @@ class GPTDataModule(LightningDataModule):
                     f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
+            if self.check:
+                self._cache.open(source, check=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open and split the tokens; ``stage`` may be fit, validate, test, predict, or None for all."""
