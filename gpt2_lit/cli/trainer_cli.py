@@ -173,7 +173,7 @@ def _with_options_of_the_run(args: list[str]) -> list[str]:
     options = []
     if directory and not IGNORE_RUN.intersection(args):
         config = directory / "config.yaml"
-        # The answer goes on to other processes of this run, which cannot ask.
+        # The answer is passed to other processes of this run, which cannot ask.
         options = [*_confirm_trust(config, bool(TRUST_RUN.intersection(args))), "--config", str(config)]
     return [args[0], *options, *args[1:], f"--ckpt_path={checkpoint}"]
 
