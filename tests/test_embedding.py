@@ -8,6 +8,7 @@ from torch import nn
 from torch.profiler import profile
 
 from gpt2_lit import EmbeddingModule
+from gpt2_lit.embedding.embedding import _check_settings
 
 IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
 
@@ -123,6 +124,12 @@ def test_gradients_are_those_of_the_textbooks_two_embeddings(start):
 def test_a_setting_out_of_its_range_is_an_error_with_the_limits(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_an_unknown_init_is_an_error_with_those_there_are():
+    # Not through the class, whose types the tests check.
+    with pytest.raises(ValueError, match=r"init must be one of gpt2, normal, got 'xavier'. Set model.init"):
+        _check_settings(10, 4, 5, 0.0, "xavier", 1)
 
 
 @pytest.mark.parametrize(
