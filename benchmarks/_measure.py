@@ -60,7 +60,7 @@ def run_and_watch(arguments: Sequence[str]) -> Run:
 
     Memory that processes share counts once, and mapped files count as far as they are in memory.
     """
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, encoding="utf-8") as process:
         peak = 0
         while process.poll() is None:
             peak = max(peak, sum(map(_bytes_of_process, _process_tree(process.pid))))
@@ -75,7 +75,9 @@ def run_and_watch(arguments: Sequence[str]) -> Run:
 def _process_tree(process: int) -> list[int]:
     try:
         threads = list(Path(f"/proc/{process}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+        children = [
+            int(child) for thread in threads for child in (thread / "children").read_text(encoding="utf-8").split()
+        ]
     except OSError:  # it has ended, or this is not Linux
         return []
     return [process, *(descendant for child in children for descendant in _process_tree(child))]
@@ -83,7 +85,7 @@ def _process_tree(process: int) -> list[int]:
 
 def _bytes_of_process(process: int) -> int:
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

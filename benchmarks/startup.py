@@ -31,7 +31,7 @@ def wall_seconds(arguments: list[str]) -> float:
     """How long a Python process takes that starts in an empty directory."""
     with tempfile.TemporaryDirectory() as directory:
         begun = time.perf_counter()
-        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, encoding="utf-8")
         seconds = time.perf_counter() - begun
     if process.returncode:
         sys.exit(f"{arguments} failed:\n{process.stderr}")

@@ -23,7 +23,7 @@ def shares(num_workers: int) -> list[float]:
 
     with tempfile.TemporaryDirectory() as directory:
         arguments = [TRAIN_STUB, "fit", f"--data.num_workers={num_workers}"]
-        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, encoding="utf-8")
         if process.returncode:
             sys.exit(f"{arguments} failed:\n{process.stderr}")
         (events,) = Path(directory).rglob("events.out.tfevents.*")

@@ -94,7 +94,7 @@ def main(
         raise FileNotFoundError(f"{path} is not in the directory of its run, whose config.yaml names the tokenizer.")
     model = EmbeddingStub.load_from_checkpoint(path, map_location="cpu")
     # The tokenizer is that of the run's data; words is built from the same text again.
-    data = GPTDataModule(**yaml.safe_load((directory / "config.yaml").read_text())["data"])
+    data = GPTDataModule(**yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["data"])
     torch.manual_seed(seed)
     print(continue_text(model, data, prompt, num_tokens, temperature=temperature, top_k=top_k))
 

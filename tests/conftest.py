@@ -33,10 +33,11 @@ DIFFERENT_WORDS = " ".join(f"w{i:03}" for i in range(300))
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all tests keep their tokens, instead of the user's own cache."""
+    """Where all tests keep their tokens and their key, instead of the user's own directories."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("GPT2_LIT_CACHE", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))  # the key that runs are signed with
         yield folder
 
 
@@ -80,16 +81,17 @@ def program(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., str]:
     """Run a command line in this process, in an empty directory: what it printed, and the exit message."""
-    from gpt2_lit.cli.main import main  # not before pytest has installed the checks of shapes
+    from gpt2_lit.cli.main import train  # not before pytest has installed the checks of shapes
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_stub.py"])
+    monkeypatch.setattr(sys, "path", sys.path[:])  # the program may add its directory
 
     def here(*args: str) -> str:
         monkeypatch.setattr(sys, "argv", ["train_stub.py", *args])
         message = ""
         try:
-            main()
+            train()
         except SystemExit as end:
             message = "" if end.code in (0, None, 2) else str(end.code)
         captured = capfd.readouterr()

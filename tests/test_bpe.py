@@ -268,6 +268,24 @@ def test_an_encodingis_gpt2s_by_what_it_does_and_not_by_its_name():
     assert token_array(bytewise, "a <s>").tolist() == [97, 32, 60, 115, 62]
 
 
+def test_a_tiktoken_whose_arrays_have_special_tokens_is_found_out_once_and_not_used(monkeypatch):
+    numbers, texts = tiktoken.Encoding.encode_to_numpy, []
+
+    def as_in_0_10(self, text, **_):
+        texts.append(text)
+        return numbers(self, text, allowed_special="all")
+
+    monkeypatch.setattr(tiktoken.Encoding, "encode_to_numpy", as_in_0_10)
+    monkeypatch.setattr(bpe, "_gigatoken", lambda: None)
+    bpe._numpy_leaves_text_alone.cache_clear()
+    try:
+        for _ in range(2):
+            assert 50256 not in token_array(gpt2_tokenizer(), "one<|endoftext|>two")
+    finally:
+        bpe._numpy_leaves_text_alone.cache_clear()
+    assert texts == ["<s>"]
+
+
 @pytest.mark.skipif(not (DATA / "Peter_Rabbit.txt").exists(), reason="the text is not committed")
 def test_peter_rabbit_begins_with_the_known_ids():
     ids = token_array(gpt2_tokenizer(), (DATA / "Peter_Rabbit.txt").read_text(encoding="utf-8"))
@@ -307,3 +325,8 @@ def test_what_tiktoken_cannot_encode_is_an_error_that_names_the_place():
     text = "begin" + 1_200_000 * " " + "end"
     with pytest.raises(ValueError, match=r"a run of 1,200,000 characters of whitespace at 5. Break it"):
         bpe.encoding_ids(other, text)
+
+
+def test_a_long_run_at_the_end_of_a_text_is_one_pre_token():
+    ids = bpe._ids_around_runs(gpt2_tokenizer(), "a" + 10_000 * "\n").tolist()
+    assert ids == [64, *5_000 * [628]]  # 628 is two line ends; 4,999 of it and two single ones would be other ids

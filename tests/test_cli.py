@@ -363,3 +363,19 @@ def test_the_tested_versions_are_those_that_are_installed() -> None:
     assert pinned["torch"] == version("torch").partition("+")[0]
     for name in ("lightning", "jsonargparse", "tiktoken", "torchmetrics", "tensorboard"):
         assert pinned[name] == version(name)
+
+
+def test_an_installed_command_is_named_without_its_directory(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/train"])
+    main([])
+    assert "\n  train fit    " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_checkpoints_and_the_summary_of_the_model_can_be_left_out(
+    here: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: str
+) -> None:
+    options = (f"--trainer.enable_{name}={wanted}" for name in ("checkpointing", "model_summary"))
+    assert "  trained  " in here("fit", *SMALL, "--trainer.max_steps=1", *options)
+    found = [(tmp_path / "logs/version_0/checkpoints").exists(), "Total params" in caplog.text]
+    assert found == [wanted == "true"] * 2

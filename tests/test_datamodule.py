@@ -681,3 +681,24 @@ def test_validation_in_a_file_that_is_the_text_in_memory_is_refused(tmp_path) ->
     (tmp_path / "val.txt").write_text(TALE, encoding="utf-8")
     with pytest.raises(ValueError, match=r"data\.val_source holds text that is trained on"):
         GPTDataModule.from_text(TALE, val_source=tmp_path / "val.txt", cache_dir=tmp_path / "cache").setup()
+
+
+def test_a_store_is_compared_with_its_checksums_before_training_if_asked_for(tmp_path) -> None:
+    store, text = tmp_path / "store", tmp_path / "a.txt"
+    text.write_text(TALE, encoding="utf-8")
+    prepare(text, store)
+    assert windows(made(store, tokenizer="gpt2", check=True).train_dataloader()) == windows(
+        made(store, tokenizer="gpt2").train_dataloader()
+    )
+    (shard,) = store.glob("tokens-*.bin")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    made(store, tokenizer="gpt2")  # the size is right
+    with pytest.raises(ValueError, match=f"{shard} is damaged: its CRC-32 is"):
+        made(store, tokenizer="gpt2", check=True)
+    np.arange(99, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    with pytest.raises(ValueError, match=r"data\.check reads the checksums of a store, and .*ids\.bin has none"):
+        made(tmp_path / "ids.bin", tokenizer="gpt2", check=True)
+
+
+def test_the_size_of_the_cache_is_in_gigabytes():
+    assert GPTDataModule(cache_size=2.0)._cache.max_bytes == 2_000_000_000

@@ -301,3 +301,8 @@ def test_the_gradient_keeps_the_ids_and_no_vectors():
         embedding(IDS)
     assert [tuple(tensor.shape) for tensor in kept] == [(2, 3)]
     assert kept[0].dtype == torch.int64
+
+
+def test_an_unknown_init_is_an_error_that_names_those_there_are():
+    with pytest.raises(ValueError, match=r"init must be one of gpt2, normal, got 'gpt3'\. Set model\.init\."):
+        _check_settings(10, 4, 5, 0.0, "gpt3", 1)

@@ -495,6 +495,16 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, disk, monkeypatch, num_pr
     assert tree(disk / "store") == fresh(rows)
 
 
+def test_a_corpus_that_grows_keeps_the_size_of_its_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MAX_SHARDS", 2)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("word " * 8_000)
+    assert prepare(tmp_path / "corpus", tmp_path / "store").num_made == 2
+    (tmp_path / "corpus" / "b.txt").write_text("word " * 12_000)
+    done = prepare(tmp_path / "corpus", tmp_path / "store")  # made anew it would have two shards, of up to 80,000 bytes
+    assert (done.num_made, len(done.manifest.shards), done.manifest.shard_bytes) == (3, 5, 20_000)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is POSIX'")
 def test_a_file_that_cannot_grow_is_told(corpus, tmp_path):
     error = error_of(start(corpus, tmp_path / "store", num_processes=1, file_bytes=8192))
@@ -792,3 +802,12 @@ def test_an_option_is_recorded_where_it_differs_and_told_when_it_changes(tmp_pat
     changes = [prepare(tmp_path / "a.txt", tmp_path / "store", recipe).changes for recipe in (plain, parted, plain)]
     assert changes == [[], ["document_separator was None and is '#'"], ["document_separator was '#' and is None"]]
     assert Manifest.load(tmp_path / "store").options == {"text_field": "text", "strip_gutenberg": False}
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_bar_is_shown_only_where_it_is_asked_for(monkeypatch, capsys, is_shown):
+    whole = prepare_module.tqdm
+    monkeypatch.setattr(prepare_module, "tqdm", lambda **options: whole(**{**options, "delay": 0}))
+    with prepare_module._progress_bar(4, is_shown) as on_progress:
+        on_progress(4, 2_000_000)
+    assert ("tokenizing: 100%" in capsys.readouterr().err) == is_shown

@@ -82,6 +82,7 @@ def test_scores_are_those_of_hugging_faces_tied_head(gpt2, tmp_path):
         ("transformer.wte.weight", "transformer.wpe.weight"),
         ("_orig_mod.transformer.wte.weight", "_orig_mod.transformer.wpe.weight"),
         ("tok_emb.weight", "pos_emb.weight"),
+        ("token_emb.weight", "pos_emb.weight"),
         ("token_embedding.weight", "position_embedding.weight"),
         ("embedding.token_embedding.weight", "embedding.position_embedding.weight"),
     ],
@@ -103,7 +104,7 @@ def test_tables_of_another_precision_become_float32(tmp_path, dtype):
         assert torch.equal(ours, theirs.float())
 
 
-@pytest.mark.parametrize("container", ["state_dict", "model", None])
+@pytest.mark.parametrize("container", ["state_dict", "model_state_dict", "model", None])
 def test_checkpoints_of_lightning_and_nanogpt_have_their_weights_within(tmp_path, container):
     weights = EmbeddingStub(V, D, T).state_dict()
     torch.save({container: weights, "step": 3} if container else weights, tmp_path / "last.ckpt")

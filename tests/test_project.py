@@ -11,7 +11,7 @@ from conftest import PROJECT
 import gpt2_lit
 from gpt2_lit.text.readers import COMPRESSIONS, FORMATS
 
-README = (PROJECT / "README.md").read_text()
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## What lies where")[1].split("  assets/")[0]
 PACKAGE = PROJECT / "gpt2_lit"
 
@@ -41,13 +41,13 @@ def test_there_are_six_rooms_and_each_says_what_it_turns_into_what() -> None:
     assert [room for room, _ in rooms] == ["text", "store", "data", "embedding", "monitor", "cli"]
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == {room for room, _ in rooms}
     for room, line in rooms:
-        assert (PACKAGE / room / "__init__.py").read_text() == f'"""{line}."""\n'
+        assert (PACKAGE / room / "__init__.py").read_text(encoding="utf-8") == f'"""{line}."""\n'
         assert f"{room}/" in (gpt2_lit.__doc__ or "")
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
 def test_a_file_says_what_it_turns_into_what_and_imports_only_earlier_ones(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     first_line = (ast.get_docstring(tree) or "").partition("\n")[0]
     assert re.match(r"[\w'(].* -> .+[.:]", first_line)
     earlier = MODULES[: MODULES.index(module)]
@@ -65,8 +65,8 @@ def test_every_public_name_can_be_imported_and_says_what_it_is() -> None:
 
 
 def test_the_python_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    text = (PACKAGE / "assets" / "tale.txt").read_text()
-    (tmp_path / "my_text.txt").write_text(text * 2)
+    text = (PACKAGE / "assets" / "tale.txt").read_text(encoding="utf-8")
+    (tmp_path / "my_text.txt").write_text(text * 2, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
@@ -81,40 +81,106 @@ def test_the_line_of_tokens_in_the_readme_is_the_tales() -> None:
     ids = re.search(r"tokens +((?:\d+ )+)\.\.\.", README)[1].split()
     start = "Every morning but Sunday, Wina Tuck carried a loaf"
     assert [int(token_id) for token_id in ids] == gpt2_lit.gpt2_tokenizer().encode(start)
-    assert start in (PACKAGE / "assets" / "tale.txt").read_text()
+    assert start in (PACKAGE / "assets" / "tale.txt").read_text(encoding="utf-8")
 
 
 def test_ci_pre_commit_and_make_check_run_the_same_commands() -> None:
     checks = {"ruff format --check .", "ruff check .", "pyright"}
-    script = (PROJECT / ".ci" / "run").read_text().splitlines()
-    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    makefile = (PROJECT / "Makefile").read_text().partition("check:")[2].partition("\n\n")[0]
+    script = (PROJECT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8").partition("check:")[2].partition("\n\n")[0]
     assert checks <= set(script)
     assert checks == {hook["entry"] for hook in hooks}
     assert checks < {line.strip() for line in makefile.splitlines()}
 
 
 def test_github_runs_what_ci_runs_on_each_python_that_is_supported() -> None:
-    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     (job,) = workflow["jobs"].values()
     assert job["steps"][-1] == {"run": "bash .ci/run"}
-    oldest = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
-    assert job["strategy"]["matrix"]["python"][0] == oldest
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    matrix = job["strategy"]["matrix"]
+    assert f">={matrix['python'][0]}" == project["requires-python"]
+    files = {*matrix["constraints"], *(extra["constraints"] for extra in matrix["include"])}
+    assert files == {"constraints.txt", "constraints-lowest.txt", "/dev/null"}
+
+
+def opens_text_without_encoding(call: ast.Call) -> bool:
+    """read_text(), write_text(...), open() of a text, or a process whose output is text."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    if isinstance(call.func, ast.Name) and name == "open":
+        mode = call.args[1] if len(call.args) > 1 else options.get("mode", ast.Constant("r"))
+        return "b" not in ast.unparse(mode) and "encoding" not in options
+    is_text = name in ("read_text", "write_text") or ("text" in options and name in PROCESSES)
+    return is_text and "encoding" not in options
+
+
+PROCESSES = ("run", "Popen", "check_output")
+SOURCES = [path for place in ("gpt2_lit", "examples", "benchmarks", "docs") for path in (PROJECT / place).rglob("*.py")]
+
+
+def test_every_text_is_opened_with_its_encoding() -> None:
+    found = [
+        f"{path.relative_to(PROJECT).as_posix()}:{node.lineno}"
+        for path in [*SOURCES, PROJECT / "train_stub.py", PROJECT / "tests" / "test_project.py"]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text_without_encoding(node)
+    ]
+    assert not found, "Windows would take the encoding of its language: " + ", ".join(found)
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [group for name, group in project["optional-dependencies"].items() if name != "benchmarks"]
+    declared = re.findall(
+        r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", "\n".join(sum(extras, project["dependencies"])), re.MULTILINE
+    )
+    lines = (PROJECT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    newest = {"torch", "lightning", "ruff", "pyright"}  # ruff and pyright judge the code by their newest rules
+    assert [f"{name}=={version}" for name, version in sorted(declared) if name not in newest] == lines[2:]
+
+
+def test_the_notices_of_the_merge_ranks_lie_beside_them_and_are_packaged() -> None:
+    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaged = {path for pattern in pyproject["project"]["license-files"] for path in PROJECT.glob(pattern)}
+    notices = {"LICENSE.gpt-2": "Modified MIT License", "LICENSE.tiktoken": "MIT License"}
+    page = (PACKAGE / "assets" / "README.md").read_text(encoding="utf-8")
+    for name, title in notices.items():
+        notice = PACKAGE / "assets" / name
+        assert notice.read_text(encoding="utf-8").startswith(f"{title}\n")
+        assert f"`{name}`" in page
+        assert notice in packaged
 
 
 def test_every_page_is_linked_from_the_readme_and_every_link_leads_somewhere() -> None:
     pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
-    links = {page: re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", page.read_text()) for page in pages}
+    links = {page: re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", page.read_text(encoding="utf-8")) for page in pages}
     for page, targets in links.items():
         for target in targets:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-    assert {str(page.relative_to(PROJECT)) for page in pages[1:]} <= set(links[pages[0]])
+    assert {page.relative_to(PROJECT).as_posix() for page in pages[1:]} <= set(links[pages[0]])
+
+
+def test_every_test_on_the_page_on_security_exists() -> None:
+    rows = re.findall(r"^\| .+ \|$", (PROJECT / "docs" / "security.md").read_text(encoding="utf-8"), re.MULTILINE)[2:]
+    files = (PROJECT / "tests").glob("test_*.py")
+    tests = {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(rows) >= 8
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, row
+        assert named <= tests
 
 
 def test_the_words_of_the_glossary_are_those_of_the_package() -> None:
-    rows = re.findall(r"^\| ([^|]+?) \|", (PROJECT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+?) \|", (PROJECT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     words = [word.strip("`") for row in rows if row not in ("word", "---") for word in row.split(" (")[0].split(", ")]
-    package = " ".join(path.read_text() for path in PACKAGE.rglob("*.py")).replace("_", " ").lower()
+    package = " ".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")).replace("_", " ").lower()
     assert len(words) > 30
     assert [word for word in words if word.replace("_", " ").lower() not in package] == []
 
@@ -146,7 +212,7 @@ def test_texts_use_the_words_of_the_field() -> None:
         for pattern in PATTERNS
         for path in sorted(PROJECT.glob(pattern))
         if path.is_file()
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         for private, better in PRIVATE_WORDS.items()
         for match in re.finditer(rf"\b(?i:{private})\b", line)
     ]
@@ -154,7 +220,7 @@ def test_texts_use_the_words_of_the_field() -> None:
 
 
 def test_every_source_format_is_on_its_page_and_in_the_readme() -> None:
-    page = (PROJECT / "docs" / "sources.md").read_text()
+    page = (PROJECT / "docs" / "sources.md").read_text(encoding="utf-8")
     for extension in [*FORMATS, *COMPRESSIONS]:
         assert f"`{extension}`" in page
     assert all(f"`{extension}`" in README for extension in (".txt", ".jsonl", ".csv", ".parquet", ".gz", ".zst"))

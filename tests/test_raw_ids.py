@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,13 @@ def test_a_raw_file_that_changed_since_is_refused(tmp_path):
     np.arange(1001, dtype="<u2").tofile(path)
     with pytest.raises(StoreError, match="has changed since it was opened"):
         pickle.loads(pickled)
+
+
+def test_the_checksum_of_short_files_is_that_of_all_their_ids_with_number_and_type(tmp_path):
+    np.array([1, 2, 3], "<u2").tofile(tmp_path / "a.bin")
+    np.array([4], "<u2").tofile(tmp_path / "b.bin")
+    checksum = zlib.crc32(b"\1\0\2\0\3\0" + b"3 uint16" + b"\4\0" + b"1 uint16")
+    assert open_raw([tmp_path / "a.bin", tmp_path / "b.bin"]).content == f"{checksum:08x}" == "36ecba2d"
 
 
 # A sparse file of two terabytes stands in for 10^12 tokens.

@@ -1,7 +1,10 @@
 import csv
+import errno
 import gzip
+import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_files import find_files, needs_permissions, serve
 
+from gpt2_lit.errors import FileError, InvalidValue
 from gpt2_lit.text import readers as documents
 from gpt2_lit.text.bpe import gpt2_tokenizer
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile
@@ -430,7 +434,10 @@ def test_the_text_may_be_in_another_field(tmp_path):
         ("{", "this is not JSON (Expecting property name"),
         ('{"text": "a"} {}', "this is not JSON (Extra data"),
         ("[" * 100_000, "recursion"),
-        ("[1]", "this is a JSON list. Each line must be an object, like {'text': ...}"),
+        (
+            "[1]",
+            "this is a JSON list. Each line must be an object, like {'text': ...}. Make lines of the list: jq -c '.[]'",
+        ),
         ("null", "this is a JSON null"),
         ('\ufeff{"text": "a"}', "this is not JSON (Unexpected UTF-8 BOM"),
         ('{"Text": "a", "id": 1}', "has no field 'text'. It has: Text, id. Did you mean Text? Set data.text_field."),
@@ -821,6 +828,16 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
         (b"PAR1 text", "is Parquet"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "is a Git LFS pointer.*git lfs pull"),
         (b"{\\rtf1 text}", "is RTF"),
+        (b"book.txt".ljust(257, b"\0") + b"ustar\x0000", "is a tar archive. Unpack it"),
+        (b"\x89PNG\r\n\x1a\n", "is an image"),
+        (b"GIF89a\1\0\1\0", "is an image"),
+        (pickle.dumps(["text"]), "is a pickle"),
+        (pickle.dumps(["text"], protocol=0), "is a pickle"),
+        (b'\x10\0\0\0\0\0\0\0{"x":{}         }', "is a safetensors file"),
+        (b"GGUF\3\0\0\0", "is a GGUF file"),
+        (b"SQLite format 3\0", "is a database of SQLite"),
+        (b"\x7fELF\2\1\1\0", "is a program"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a file of Office"),
         (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
         (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
     ],
@@ -839,6 +856,9 @@ def test_a_text_about_these_is_one(tmp_path):
         "a %PDF- in the middle",
         "<p>html</p>",
         "PK",
+        "GGUF is a format, and GIF89a too",
+        "MZ begins a program",
+        "x" * 257 + "ustar",
         "version https://example.org",
     ):
         (tmp_path / "text.txt").write_text(text)
@@ -857,3 +877,135 @@ def test_zeros_after_a_gzip_member_are_skipped_and_nothing_else_is(tmp_path, pad
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole gzip file"):
             read(path)
+
+
+def test_a_table_or_notebook_is_not_read_as_plain_text(tmp_path):
+    for name, way_out in {"a.tsv": "Save it as .csv", "b.IPYNB": "nbconvert"}.items():
+        (tmp_path / name).write_text('{"cells": ["a\tb"]}')
+        assert re.search(f"(?s){name} is a .*{way_out}.*let its name end in .txt", first_error(tmp_path / name))
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_csv_with_other_separators_than_commas_is_told(tmp_path, sign):
+    (tmp_path / "a.csv").write_text(f"id{sign}text\n1{sign}one, two\n")
+    assert f"its fields are separated by {sign!r}, not by commas" in first_error(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(f"id{sign}text\none\n")
+    assert read(tmp_path / "a.csv", text_field=f"id{sign}text") == ["one"]
+
+
+def test_an_error_of_the_disk_is_not_told_as_damage(monkeypatch, tmp_path):
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    table = strings(["word"] * 10)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    write_arrow(tmp_path / "a.arrow", table)
+    monkeypatch.setattr(documents, "open_file", lambda file: Broken(Path(file.path).read_bytes()))
+    for name in ("a.parquet", "a.arrow"):
+        with pytest.raises(FileError, match=f"{name} cannot be read: Input/output error. Check its permissions"):
+            read(tmp_path / name)
+
+
+# Files that unpack to far more than they are stored in.
+
+
+def zstd_bomb(path: Path) -> None:
+    path.write_bytes(zstandard.ZstdCompressor(level=19).compress(b"a " * (1 << 20)))
+
+
+def gzip_bomb(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"a " * (1 << 20)))
+
+
+def dictionary_bomb(path: Path) -> None:
+    column = pyarrow.array(["a " * (1 << 16)]).dictionary_encode()
+    many = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 16, pyarrow.int32()), column.dictionary)
+    parquet.write_table(pyarrow.table({"text": many}), path, compression="zstd")
+
+
+def page_bomb(path: Path) -> None:
+    table = pyarrow.table({"text": ["a " * (1 << 16)] * 16})
+    parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+
+
+BOMBS = {"a.txt.zst": zstd_bomb, "b.jsonl.gz": gzip_bomb, "c.txt.gz": gzip_bomb}
+BOMBS |= {"dictionary.parquet": dictionary_bomb, "page.parquet": page_bomb}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("strip_gutenberg", [False, True])
+def test_a_file_that_unpacks_to_far_more_than_it_is_stored_in_is_refused(tmp_path, monkeypatch, name, strip_gutenberg):
+    monkeypatch.setattr(documents, "_SMALL", 1 << 20)  # half of what the bombs hold
+    BOMBS[name](tmp_path / name)
+    size = (tmp_path / name).stat().st_size
+    options = {"strip_gutenberg": strip_gutenberg}
+    with pytest.raises(
+        InvalidValue, match=f"{name} holds more than 0.00105 GB of text, and {size:,} bytes as .*set data"
+    ):
+        read(tmp_path / name, **options)
+    if "jsonl" not in name:
+        assert sum(map(len, read(tmp_path / name, max_unpacked=0.004, **options))) == 1 << 21
+
+
+def test_a_dense_file_may_hold_a_hundred_times_its_stored_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_SMALL", 1)
+    text = os.urandom(5_000).hex() * 50  # 500,000 characters, in about 7,500 bytes
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
+    assert read(tmp_path / "a.txt.zst") == [text]
+    with pytest.raises(InvalidValue, match="max_unpacked must be above 0, got 0"):
+        read(tmp_path / "a.txt.zst", max_unpacked=0)
+
+
+def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
+    texts = {"long": "a " * (1 << 22), "short": "a " * (1 << 16)}
+    rows = {}
+    for name, text in texts.items():
+        parquet.write_table(pyarrow.table({"text": [text] * 4}), tmp_path / name, compression="zstd")
+        rows[name] = documents._rows_at_a_time(parquet.read_metadata(tmp_path / name).row_group(0).column(0))
+    assert rows == {"long": 1, "short": documents._ROWS}
+
+
+def test_a_row_that_is_very_long_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(documents, "_LONGEST", 2_000_000)
+    parquet.write_table(pyarrow.table({"text": ["a", "b" * 3_000_000]}), tmp_path / "a.parquet")
+    assert len(read(tmp_path / "a.parquet")) == 2
+    assert "a.parquet, row 1 (counted from 0): one text of 3 MB" in caplog.text
+
+
+def test_of_many_fields_ten_are_named(tmp_path):
+    fields = {"\x1b[2J" * 100: "a"} | {f"field-{number}": "a" for number in range(200_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(fields))
+    message = first_error(tmp_path / "a.jsonl")
+    assert "field-8, ... Set" not in message
+    assert "field-8, ...." in message
+    assert len(message) < 500
+    assert message.isprintable()
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    class Failing(io.FileIO):
+        def readinto(self, buffer) -> int:
+            if self.tell() < 1000:  # what is read after the footer
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)
+
+    parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), tmp_path / "a.parquet")
+    [file] = find_files(tmp_path / "a.parquet")
+    monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
+    with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
+        list(read_pieces(file, PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "is an image"),
+        (pickle.dumps(["a text"] * 3), "is a pickle"),
+        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
+    ],
+)
+def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):
+    name = "a.txt.gz" if content.startswith(b"\x1f") else "a.txt"
+    (tmp_path / name).write_bytes(content)
+    assert message in first_error(tmp_path / name)

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
 from gpt2_lit.cli.run import RunCheckpoint, RunLogger, find_checkpoint
+from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.data import order
 from gpt2_lit.errors import FileError
 from gpt2_lit.store.prepare import prepare
@@ -470,3 +471,27 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, text: Path, capfd: Any) -
     assert len(before) == 5, "the step was not done, so that it went on"
     assert capfd.readouterr().err.count("Stopping when this step is done") == 1
     assert not (tmp_path / "version_0/checkpoints").exists()
+
+
+def test_signals_that_were_taken_twice_are_given_back_and_a_thread_takes_none() -> None:
+    trainer, signals, before = Trainer(logger=False, accelerator="cpu"), StopSignals(), signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(signals.take, trainer).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+    signals.take(trainer)
+    signals.take(trainer)
+    assert signal.getsignal(signal.SIGTERM) is not before
+    signals.give_back()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_without_a_directory_leaves_signals_alone() -> None:
+    trainer, before = Trainer(logger=False, accelerator="cpu"), signal.getsignal(signal.SIGTERM)
+    checkpoint = RunCheckpoint()
+    checkpoint.setup(trainer, EmbeddingStub(vocab_size=4, context_size=2, embed_dim=2), "fit")
+    try:
+        checkpoint.on_sanity_check_start(trainer, EmbeddingStub(vocab_size=4, context_size=2, embed_dim=2))
+        checkpoint.on_train_start(trainer, EmbeddingStub(vocab_size=4, context_size=2, embed_dim=2))
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        checkpoint._signals.give_back()

@@ -161,3 +161,9 @@ def test_stretches_that_leave_no_window_between_them_are_an_error():
     split_tokens(10**6, 0.99, context_size=300, seed=1)
     with pytest.raises(ValueError, match=r"val_fraction 0.99 leaves no stretch of context_size \+ 1 = 401 tokens"):
         split_tokens(10**6, 0.99, context_size=400, seed=1)
+
+
+def test_a_stretch_for_validation_has_at_least_eight_windows():
+    window = STRETCH_TOKENS
+    split = split_tokens(160 * window, val_fraction=0.1, context_size=window - 1, seed=1)
+    assert [stretch.num_tokens for stretch in split.val] == [8 * window] * 2

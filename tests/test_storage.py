@@ -13,7 +13,7 @@ import pytest
 
 from gpt2_lit.errors import FileError
 from gpt2_lit.store import storage as storage_module
-from gpt2_lit.store.storage import LocalStorage, Storage, StoreError, write_aside
+from gpt2_lit.store.storage import LocalStorage, Storage, StoreError, path_aside, put_in_place, write_aside
 
 
 @pytest.fixture
@@ -88,6 +88,29 @@ def test_an_error_of_the_disk_says_what_to_do(storage, code):
         raise OSError(code, os.strerror(code))
     with pytest.raises(OSError, match="of a source"), storage.put("a"):
         raise OSError("of a source")
+
+
+def test_no_link_is_followed_to_a_file_of_somebody_else(tmp_path, monkeypatch):
+    (tmp_path / "theirs").write_text("theirs")
+    monkeypatch.setattr("secrets.token_hex", lambda num_bytes: "0" * 8)
+    path_aside(tmp_path / "file").symlink_to(tmp_path / "theirs")
+    with pytest.raises(FileExistsError), write_aside(tmp_path / "file") as file:
+        file.write(b"mine")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_a_directory_written_aside_replaces_the_former_one(tmp_path):
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / "former").touch()
+    aside = path_aside(tmp_path / "sharded")
+    with put_in_place(aside, tmp_path / "sharded"):
+        aside.mkdir()
+        (aside / "now").touch()
+    assert [path.name for path in (tmp_path / "sharded").iterdir()] == ["now"]
+    aside.mkdir()
+    with pytest.raises(TypeError), put_in_place(aside, tmp_path / "sharded"):
+        raise TypeError
+    assert [path.name for path in tmp_path.iterdir()] == ["sharded"]
 
 
 def test_two_files_of_one_name_and_process_do_not_meet(storage):

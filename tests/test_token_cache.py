@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit.store import last_use, token_cache
 from gpt2_lit.store.last_use import _HELD
 from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LAST_USE, LocalStorage
 from gpt2_lit.store.token_cache import TokenCache, default_directory
 from gpt2_lit.store.token_store import TokenStore
+from gpt2_lit.text.files import SourceFile
 from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import SHIPPED_TEXT, Source
 from gpt2_lit.text.tokenizer import make_tokenizer
@@ -323,7 +325,7 @@ USER = """
 import sys
 from pathlib import Path
 from gpt2_lit.store.plan import Recipe
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LAST_USE, LocalStorage
 from gpt2_lit.store.token_cache import TokenCache
 print(len(TokenCache(Path(sys.argv[1]), Recipe()).open(sys.argv[2])), flush=True)
 sys.stdin.read()
@@ -332,7 +334,7 @@ sys.stdin.read()
 
 def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
     fill(cache, tmp_path, "a")
-    monkeypatch.setattr(Path, "write_text", raise_read_only)
+    monkeypatch.setattr("os.open", raise_read_only)
     assert cache.prepare(tmp_path / "a").num_made == 0
     assert len(cache.open(tmp_path / "a")) == 10_000
 
@@ -341,8 +343,46 @@ def raise_read_only(*args: object, **kwargs: object) -> None:
     raise OSError(30, "Read-only file system")
 
 
+def test_a_new_cache_is_its_owners_alone_and_one_that_is_shared_stays_so(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    cache.prepare(tmp_path / "a.txt")
+    assert cache.directory.stat().st_mode & 0o777 == 0o700
+    cache.directory.chmod(0o775)
+    cache.prepare(tmp_path / "a.txt")
+    assert cache.directory.stat().st_mode & 0o777 == 0o775
+
+
+def test_the_note_of_a_use_is_written_through_no_link(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    (tmp_path / "mine").write_text("mine")
+    place = cache.directory_of(tmp_path / "a.txt")
+    place.mkdir(parents=True)
+    (place / LAST_USE).symlink_to(tmp_path / "mine")
+    cache.prepare(tmp_path / "a.txt")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_without_a_home_directory_the_cache_is_one_that_cannot_be_made(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", str)
     for name in ("GPT2_LIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert default_directory() == Path("/nonexistent/.cache/gpt2_lit")
+
+
+def test_without_locks_a_directory_counts_as_used_for_a_day(monkeypatch, tmp_path):
+    monkeypatch.setattr(last_use, "fcntl", None)  # as on Windows
+    used, idle = tmp_path / "used", tmp_path / "idle"
+    for directory in (used, idle):
+        directory.mkdir()
+        last_use.hold(directory, "a note")
+    os.utime(idle / LAST_USE, (time.time() - 25 * 3600,) * 2)
+    os.utime(used / LAST_USE, (time.time() - 23 * 3600,) * 2)
+    assert [last_use.remove(used), last_use.remove(idle)] == [False, True]
+    assert [used.exists(), idle.exists()] == [True, False]
+
+
+def test_a_file_that_cannot_be_read_is_no_twin(tmp_path):
+    (tmp_path / "a.txt").write_text("same")
+    there = SourceFile(str(tmp_path / "a.txt"), 4, "")
+    gone = SourceFile(str(tmp_path / "gone.txt"), 4, "")
+    assert not token_cache._is_same(there, gone)

@@ -624,6 +624,16 @@ def test_tokenizers_that_do_other_things_have_other_hashes():
     assert tokenizer_hash(encoding()) == tokenizer_hash(encoding())
 
 
+def test_a_hash_does_not_depend_on_the_order_of_the_special_tokens():
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    special_tokens = {"<s>": 256, "</s>": 257}
+    hashes = {
+        tokenizer_hash(tiktoken.Encoding("any", pat_str=".", mergeable_ranks=ranks, special_tokens=dict(items)))
+        for items in (special_tokens.items(), reversed(special_tokens.items()))
+    }
+    assert len(hashes) == 1
+
+
 def test_a_tokenizer_of_another_class_has_no_hash():
     class Lower(SimpleTokenizerV1):
         def encode(self, text):

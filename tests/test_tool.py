@@ -1,5 +1,6 @@
 """The tool as a process of its own, beside what a training gets."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from gpt2_lit import Batch, EmbeddingModule, GPTDataModule, gpt2_tokenizer
-from gpt2_lit.cli.tool import main
+from gpt2_lit.cli.tool import _parser, _table, main
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.store.manifest import Manifest
 from gpt2_lit.text.sources import SHIPPED_TEXT
@@ -35,6 +36,7 @@ pytestmark = [
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Run a command line in this process and in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpt2-lit"])
 
     def tool(*args: object) -> tuple[int, str, str]:
         status = 0
@@ -83,7 +85,7 @@ def test_prepare_tells_what_there_is_and_what_was_done(tool, as_json, corpus, tm
     assert (status, err) == (0, f"data.source: 2 files (1 .txt, 1 .jsonl), {num_bytes:,} bytes\n")
     assert out.splitlines() == [
         f"tokens: {num_tokens:,} tokens of 3 documents; encoded 1 of 1 shards.",
-        "Train on it: --data.source tokens",
+        "Train on it: gpt2-lit fit --data.source tokens",
     ]
     assert "nothing to do" in tool("prepare", "corpus", "tokens")[1]
     (corpus / "c.txt").write_text("new")
@@ -283,7 +285,8 @@ def test_plan_far_into_a_store_of_a_trillion_tokens(as_json, tmp_path):
 def test_verify_names_the_damaged_file_and_how_to_mend_it(tool, store, corpus, capsys):
     status, out, _ = tool("verify", store)
     assert status == 0
-    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are as they were written")
+    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are unchanged since they were written,")
+    assert out.endswith("by CRC-32: finds accidents, not people.\n")
     [file] = store.glob("tokens-*")
     content = bytearray(file.read_bytes())
     content[1000] ^= 4
@@ -341,7 +344,7 @@ def test_a_store_of_another_tokenizer_is_prepared_and_looked_at(tool, as_json, t
     (tmp_path / "words.txt").write_text("the cat sat on the mat")
     status, out, _ = tool("prepare", "words.txt", "tokens", "--tokenizer", "words")
     assert status == 0
-    assert "Train on it: --data.source tokens --data.tokenizer words" in out
+    assert "Train on it: gpt2-lit fit --data.source tokens --data.tokenizer words" in out
     assert Manifest.load("tokens").tokenizer == "words"
     assert as_json("prepare", "words.txt", "tokens", "--tokenizer", "words")["shards_made"] == 0
 
@@ -535,6 +538,14 @@ def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_store_prepared_with_sha256_is_verified_by_it(tool, corpus, tmp_path):
+    assert tool("prepare", corpus, tmp_path / "tokens", "--sha256")[0] == 0
+    status, out, _ = tool("verify", tmp_path / "tokens")
+    assert status == 0
+    manifest = hashlib.sha256((tmp_path / "tokens" / "manifest.json").read_bytes()).hexdigest()
+    assert f"by SHA-256. That of manifest.json, which holds the others, is {manifest}" in out
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback(store):
     code = f"{sys.executable} -c 'from gpt2_lit.cli.tool import main; main()' preview {store} --windows 3000 | head -1"
     done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, timeout=100)
@@ -564,3 +575,17 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     done = run(*command[3:])
     assert done.returncode == 0
     assert "10,000 documents" in done.stdout
+
+
+def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
+    columns = _table("id", "token", "count").columns
+    assert [column.justify for column in columns] == ["right", "left", "right"]
+
+
+@pytest.mark.parametrize("name", sorted(_parser({})[1]))
+def test_each_argument_of_a_command_is_explained_and_what_it_takes_is_in_capitals(name: str) -> None:
+    for action in _parser({})[1][name]._actions:
+        assert action.help
+        if action.nargs != 0 and not action.choices:
+            assert isinstance(action.metavar, str)
+            assert action.metavar.isupper()

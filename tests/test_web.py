@@ -4,12 +4,12 @@ import http.server
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile, NotPermitted
-from gpt2_lit.text import web
+from gpt2_lit.text import readers, web
 from gpt2_lit.text.files import SourceFile, open_file
 from gpt2_lit.text.readers import TextOptions, read_pieces
 from gpt2_lit.text.sources import Source
@@ -63,7 +63,7 @@ def send(
         raw = raw[first : last + 1]
     else:
         request.send_response(200)
-    for name, value in {"Content-Length": str(len(raw)), "ETag": '"one"', **headers}.items():
+    for name, value in {"Content_Length": str(len(raw)), "ETag": '"one"', **headers}.items():
         if value:
             request.send_header(name.replace("_", "-"), value)
     request.end_headers()
@@ -192,3 +192,92 @@ def test_a_password_is_sent_and_never_shown():
         assert str(caught.value).startswith(f"{url}/a.txt?token=...&page=2 cannot be read")
         assert seen == ["Basic d2luYTpwYXNz"]
         assert str(Source.of(secret)) == f"{url}/a.txt?token=...&page=2"
+
+
+def redirect(request: http.server.BaseHTTPRequestHandler, target: str) -> None:
+    request.send_response(302)
+    request.send_header("Location", target)
+    request.end_headers()
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "file"])
+def test_a_redirect_leads_to_a_web_server(scheme):
+    with serve(lambda request, number: redirect(request, f"{scheme}://127.0.0.1/etc/passwd")) as (url, asked):
+        with pytest.raises((InvalidValue, FileError)):
+            find(f"{url}/a.txt")
+        assert len(asked) == 1
+
+
+def test_a_redirect_within_a_network_is_followed_and_one_from_the_internet_into_it_is_not(monkeypatch):
+    def answer(request, number):
+        if request.path == "/a.txt":
+            redirect(request, "/b.txt?token=abc")
+        else:
+            send(request)
+
+    with serve(answer) as (url, _):
+        assert content(find(f"{url}/a.txt")) == RAW
+        verdicts = iter([True])  # the address asked first counts as one of the Internet
+        monkeypatch.setattr(web, "is_public", lambda address: next(verdicts, False))
+        with pytest.raises(InvalidValue, match=r"a.txt redirects to .*b.txt\?token=\.\.\., which is of this machine"):
+            find(f"{url}/a.txt")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "::1",
+        "fe80::1%eth0",
+        "fd00::1",
+        "::ffff:127.0.0.1",
+        "100.64.0.1",
+        "2002:7f00:1::",
+    ],
+)
+def test_addresses_of_this_machine_and_its_network_are_not_public(address):
+    assert not web.is_public(address)
+    assert web.is_public("93.184.215.14")
+    assert web.is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+
+
+@pytest.mark.parametrize("wrong", ["bytes 1-219999/220000", "bytes 0-219999/220000", "bytes 50000-219999/9", "rubbish"])
+def test_a_part_that_was_not_asked_for_is_an_error(wrong):
+    def answer(request, number):
+        if number < 3:
+            send(request, cut=50_000)
+        else:
+            request.send_response(206)
+            request.send_header("Content-Range", wrong)
+            request.end_headers()
+
+    with serve(answer) as (url, _), pytest.raises(FileError, match="sends another part than it was asked for"):
+        content(find(f"{url}/a.txt"))
+
+
+def test_a_file_without_a_length_that_changes_while_it_is_sent_is_an_error():
+    with (
+        serve(lambda request, number: send(request, ranges=False, Content_Length="", ETag=f'"{number // 3}"')) as (
+            url,
+            _,
+        ),
+        pytest.raises(FileError, match=r"a.txt changed while it was read"),
+    ):
+        content(find(f"{url}/a.txt"))
+
+
+def test_a_server_that_sends_without_end_is_left(monkeypatch):
+    def answer(request, number):
+        send(request, b"", ranges=False, Content_Length="")
+        with suppress(OSError):
+            while True:
+                request.wfile.write(RAW)
+
+    monkeypatch.setattr(readers, "_SMALL", 1 << 20)
+    with serve(answer) as (url, _), pytest.raises(InvalidValue, match=r"a.txt holds more than 0.00105 GB of text\. If"):
+        for _ in read_pieces(find(f"{url}/a.txt"), TextOptions()):
+            pass

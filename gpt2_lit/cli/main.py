@@ -1,7 +1,8 @@
-"""command line -> all of the above: the short help at once, without torch; then LightningCLI."""
+"""command line -> all of the above: trainings by LightningCLI, with their short help at once, and gpt2-lit's tools."""
 
-import shlex
 import sys
+
+from gpt2_lit.cli.messages import program_name
 
 HELP = """\
 Train the embedding of a GPT-2 on a text, and watch its norms in TensorBoard.
@@ -13,25 +14,42 @@ Train the embedding of a GPT-2 on a text, and watch its norms in TensorBoard.
   {prog} validate --ckpt_path best        loss and perplexity of its best weights
 
 commands:
-  fit        train, and validate after each epoch
-  validate   loss and perplexity on the validation part of the text
-  test       the same on data.test_source, or on the validation part
-  predict    show which token the model expects next
+{commands}
 
 Every option, with its unit and default:  {prog} fit --help
 The whole configuration, as YAML:         {prog} fit --print_config
 """
+TRAINING_COMMANDS = {
+    "fit": "train, and validate after each epoch",
+    "validate": "loss and perplexity on the validation part of the text",
+    "test": "the same on data.test_source, or on the validation part",
+    "predict": "show which token the model expects next",
+}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command line, that of the process unless ``args`` are given."""
+    """gpt2-lit: run a command line, that of the process unless ``args`` are given."""
     args = sys.argv[1:] if args is None else args
-    script = sys.argv[0]
-    prog = f"python {shlex.quote(script)}" if script.endswith(".py") else script.rpartition("/")[2]
+    if args and args[0] in TRAINING_COMMANDS:
+        train(args)
+    else:
+        from gpt2_lit.cli.tool import main as use_tool
+
+        use_tool(args, TRAINING_COMMANDS)
+
+
+def train(args: list[str] | None = None) -> None:
+    """train_stub.py: run the command line of a training, that of the process unless ``args`` are given."""
+    args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(prog=prog), end="")
+        commands = "\n".join(f"  {name:<9}  {text}" for name, text in TRAINING_COMMANDS.items())
+        print(HELP.format(prog=program_name(), commands=commands), end="")
         return
     # Takes seconds: torch and lightning.
     from gpt2_lit.cli.trainer_cli import run
 
-    run(args, prog)
+    run(args, program_name())
+
+
+if __name__ == "__main__":
+    main()

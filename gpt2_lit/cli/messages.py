@@ -1,16 +1,16 @@
 """errors and log records -> lines that a person reads."""
 
-import errno
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from gpt2_lit.errors import UserError
+from gpt2_lit.errors import DISK_ERRORS, UserError
 
-# What a disk says. Any other OSError is a bug, or comes from other code.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -33,6 +33,14 @@ def errors_as_messages(
             raise
         file = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{start}{file}{error.strerror}.")
+
+
+def program_name() -> str:
+    """The program as it was called, for the commands that messages advise."""
+    script = Path(sys.argv[0])
+    if script.parent in (PACKAGE, PACKAGE / "cli"):
+        return "python -m gpt2_lit"
+    return f"python {shlex.quote(sys.argv[0])}" if script.suffix == ".py" else "gpt2-lit"
 
 
 def prepare_console(level: int = logging.INFO) -> None:

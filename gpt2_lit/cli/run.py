@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
+from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
 
@@ -85,7 +86,8 @@ class SaveRunConfig(SaveConfigCallback):
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "config.yaml"
         config = self.config.clone()
-        config.ckpt_path = None  # without these two, the same options start another run
+        config.ckpt_path = None  # without these, the same options start another run
+        config.trust_run = config.ignore_run_config = False
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
         with _whole(path) as aside:
@@ -95,6 +97,7 @@ class SaveRunConfig(SaveConfigCallback):
                 while (former := directory / f"config-{number}.yaml").exists():
                     number += 1
                 shutil.copyfile(path, former)
+        mark_as_made_here(path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._first_step in (None, trainer.global_step):  # before the end of the first step

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
-from gpt2_lit.cli.messages import errors_as_messages, prepare_console
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.cli.messages import errors_as_messages, prepare_console, program_name
+from gpt2_lit.errors import InvalidValue, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
-RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator")
+RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run a command line, that of the process unless ``args`` are given."""
-    options = _options(sys.argv[1:] if args is None else args)
+def main(args: Sequence[str] | None = None, trainings: Mapping[str, str] = {}) -> None:
+    """Run a command line, that of the process unless ``args`` are given; ``trainings`` are named in the help alone."""
+    options = _options(sys.argv[1:] if args is None else args, trainings)
     prepare_console(logging.WARNING if options.json else logging.INFO)
     try:
         with errors_as_messages(reword=_in_words_of_the_tool):
@@ -78,7 +79,7 @@ def prepare(options: argparse.Namespace) -> None:
     text_options = TextOptions(**chosen)
     texts = partial(Source.of(options.source).read, text_options)
     recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
-    done = make_store(options.source, options.store, recipe, options.processes, show_progress=not options.json)
+    done = make_store(options.source, options.store, recipe, options.processes, not options.json, sha256=options.sha256)
     manifest = done.manifest
     if options.json:
         _print_json(
@@ -99,7 +100,8 @@ def prepare(options: argparse.Namespace) -> None:
     console.print(
         Text(
             f"{options.store}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents; {news}.\n"
-            f"Train on it: --data.source {options.store}{f' --data.tokenizer {tokenizer}' * (tokenizer != 'gpt2')}"
+            f"Train on it: {program_name()} fit --data.source {shlex.quote(options.store)}"
+            f"{f' --data.tokenizer {shlex.quote(tokenizer)}' * (tokenizer != 'gpt2')}"
         )
     )
 
@@ -208,15 +210,12 @@ def verify(options: argparse.Namespace) -> None:
     example:
       gpt2-lit verify tokens
     """
-    from tqdm import tqdm
-
     from gpt2_lit.store.manifest import Manifest
+    from gpt2_lit.store.verify import checked_by
     from gpt2_lit.store.verify import verify as damages_of
 
     manifest = Manifest.load(options.store)
-    total = sum(sum(shard.file_sizes(manifest.dtype).values()) for shard in manifest.shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=1, disable=options.json) as bar:
-        damages = damages_of(options.store, lambda num_bytes: bar.update(min(num_bytes, total - bar.n)))
+    damages = damages_of(options.store, show_progress=not options.json)
     if options.json:
         _print_json({"store": os.path.abspath(options.store), "damaged": [damage._asdict() for damage in damages]})
     for damage in damages if not options.json else []:
@@ -225,7 +224,8 @@ def verify(options: argparse.Namespace) -> None:
         sys.exit(1)
     if not options.json:
         num_tokens, num_shards = f"{manifest.num_tokens:,}", f"{len(manifest.shards):,}"
-        print(f"{options.store}: all {num_tokens} tokens in {num_shards} shards are as they were written.")
+        print(f"{options.store}: all {num_tokens} tokens in {num_shards} shards are unchanged since they were written,")
+        print(checked_by(options.store))
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -321,6 +321,23 @@ def export(options: argparse.Namespace) -> None:
     console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
 
 
+def init(options: argparse.Namespace) -> None:
+    """put configs and an example backbone into a directory, and overwrite nothing
+
+    example:
+      gpt2-lit init my_gpt && cd my_gpt && gpt2-lit fit --config configs/tiny.yaml
+    """
+    from gpt2_lit.cli.starter import copy_starter
+
+    names = copy_starter(Path(options.directory))
+    if options.json:
+        _print_json({"directory": os.path.abspath(options.directory), "files": names})
+        return
+    change = "" if options.directory == "." else f"cd {shlex.quote(options.directory)} && "
+    print("\n".join(f"  {name}" for name in names))
+    print(printable(f"Train: {change}{program_name()} fit --config configs/tiny.yaml"))
+
+
 def cache(options: argparse.Namespace) -> None:
     """list what is kept of encoded texts, or delete it
 
@@ -379,7 +396,7 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
     import yaml
 
     try:
-        return dict(yaml.safe_load(config.read_text())["data"])
+        return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
     except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
         return None
 
@@ -473,8 +490,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n  for all options: {self.prog} --help\n")
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
-    parser, commands = _parser()
+def _options(args: Sequence[str], trainings: Mapping[str, str] = {}) -> argparse.Namespace:
+    parser, commands = _parser(trainings)
     if not args:
         parser.print_help()
         sys.exit(0)
@@ -495,11 +512,11 @@ def _meant(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+def _parser(trainings: Mapping[str, str]) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and those of the commands by their names."""
     parser = _Parser(
-        prog="gpt2-lit",
-        description="Prepare text for training, and look at what training will see.",
+        prog=program_name(),
+        description="Prepare text for training, look at what training will see, and train.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
@@ -507,12 +524,14 @@ examples:
   gpt2-lit info tokens                    documents, tokens, splits, the most frequent tokens
   gpt2-lit preview tokens                 the first windows of a training on it
   gpt2-lit verify tokens                  compare it with its checksums
-  python train_stub.py fit --data.source tokens
+  gpt2-lit fit --data.source tokens       train on it
 
 The options of a command:  gpt2-lit COMMAND --help
 """,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in trainings.items():
+        commands.add_parser(name, help=text)
 
     def command(run: Callable[[argparse.Namespace], None]) -> _Parser:
         text, _, below = (inspect.getdoc(run) or "").partition("\n\n")
@@ -553,6 +572,7 @@ The options of a command:  gpt2-lit COMMAND --help
     make.add_argument("source", metavar="SOURCE", nargs="+", help="files, directories, patterns or URLs")
     make.add_argument("store", metavar="STORE", help="directory for the tokens")
     number(make, "--processes", 1, None, "processes that encode (default: one for each core)")
+    make.add_argument("--sha256", action="store_true", help="record a SHA-256 of each shard, which verify compares")
     add_data_options(make, RECIPE_OPTIONS)
 
     told = command(info)
@@ -581,6 +601,9 @@ The options of a command:  gpt2-lit COMMAND --help
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+
+    begun = command(init)
+    begun.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="made if absent (default: here)")
 
     listed = command(cache)
     listed.add_argument("--clear", metavar="NAME", nargs="*", help="delete these, or all")

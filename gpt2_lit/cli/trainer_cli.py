@@ -1,6 +1,8 @@
 """options -> a run: LightningCLI with data and model options linked."""
 
 import logging
+import os
+import re
 import sys
 import tempfile
 import warnings
@@ -26,15 +28,22 @@ from gpt2_lit.cli.run import (
     is_run_logger,
 )
 from gpt2_lit.data.datamodule import GPTDataModule
-from gpt2_lit.errors import FileError, InvalidValue
+from gpt2_lit.errors import FileError, InvalidValue, NotPermitted, printable
 from gpt2_lit.monitor.monitor import EmbeddingMonitor
 from gpt2_lit.monitor.stub import ADAMW, EmbeddingStub
+from gpt2_lit.trust import foreign_code_of_run
 
 TRAINER_DEFAULTS = {
     "max_epochs": 6,
     "log_every_n_steps": 5,
     "logger": {"class_path": f"{RunLogger.__module__}.{RunLogger.__name__}", "init_args": {"save_dir": LOG_DIRECTORY}},
 }
+
+
+TRUST_RUN = {"--trust_run", "--trust-run"}
+IGNORE_RUN = {"--ignore_run_config", "--ignore-run-config"}
+TRUST_HELP = "With ``--ckpt_path``: run the code that the config.yaml of a run from elsewhere names."
+IGNORE_HELP = "With ``--ckpt_path``: leave the config.yaml of its run out; only the options given here count."
 
 
 class RunTrainer(Trainer):
@@ -91,6 +100,8 @@ class EmbeddingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--trust_run", "--trust-run", action="store_true", help=TRUST_HELP)
+        parser.add_argument("--ignore_run_config", "--ignore-run-config", action="store_true", help=IGNORE_HELP)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EmbeddingMonitor, "monitor")
         optimizer = {"class_path": f"torch.optim.{ADAMW.func.__name__}", "init_args": dict(ADAMW.keywords)}
@@ -147,6 +158,7 @@ def run(args: list[str], prog: str) -> None:
     with errors_as_messages(MisconfigurationException, start="\nerror: "):
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.
         sys.argv[1:] = _with_options_of_the_run(args)
+        _find_named_modules(sys.argv[1:])
         EmbeddingCLI(prog)
 
 
@@ -158,8 +170,42 @@ def _with_options_of_the_run(args: list[str]) -> list[str]:
     root = _option(args, "--trainer.logger.save_dir") or _option(args, "--trainer.default_root_dir") or LOG_DIRECTORY
     checkpoint = find_checkpoint(name, root)
     directory = directory_of_checkpoint(checkpoint)
-    options = ["--config", str(directory / "config.yaml")] if directory else []
+    options = []
+    if directory and not IGNORE_RUN.intersection(args):
+        config = directory / "config.yaml"
+        # The answer is passed to other processes of this run, which cannot ask.
+        options = [*_confirm_trust(config, bool(TRUST_RUN.intersection(args))), "--config", str(config)]
     return [args[0], *options, *args[1:], f"--ckpt_path={checkpoint}"]
+
+
+def _confirm_trust(config: Path, is_given: bool) -> list[str]:
+    """Let only what this user has made, or trusts, name code that is then imported; the option that says so."""
+    names = foreign_code_of_run(config)
+    if not names:
+        return []
+    listed = printable("\n  ".join(map(repr, names)))
+    told = f"{printable(str(config))} was not written here, or was changed, and names what would be run:\n  {listed}"
+    if is_given:
+        print(told, file=sys.stderr)
+        return []
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(told, file=sys.stderr)
+        if input("Do you trust whoever made it? [y/N] ").strip().lower() in ("y", "yes"):
+            return ["--trust-run"]
+    raise NotPermitted(f"{told}\nGive --trust-run if you trust whoever made it, or --ignore-run-config and options.")
+
+
+def _find_named_modules(args: list[str]) -> None:
+    """Let a class path in the command line or in a config name a module of this directory.
+
+    Last on the path, and only if one is named: no other file that lies here is ever imported.
+    """
+    configs = [Path(arg.removeprefix("--config=")) for arg in args if arg.endswith((".yaml", ".yml"))]
+    text = " ".join([*args, *(path.read_text("utf-8", "replace") for path in configs if path.is_file())])
+    roots = set(re.findall(r"(?<![\w./\\-])([A-Za-z_]\w*)\.[A-Za-z_]", text))
+    here = os.getcwd()
+    if here not in sys.path and any(Path(f"{root}.py").is_file() or Path(root).is_dir() for root in roots):
+        sys.path.append(here)
 
 
 def _option(args: list[str], name: str) -> str | None:

@@ -57,9 +57,12 @@ class GPTDataModule(LightningDataModule):
         strip_gutenberg: Whether to leave out the header and footer of Project Gutenberg in its texts.
         document_separator: What stands between the documents of a text, such as <|endoftext|>. None: a text, a line of
             .jsonl or a row is one document.
+        max_unpacked: Gigabytes of text that one file may hold, against files that unpack to more than the disk. None is
+            100 times its stored size, and at least 0.27.
         token_dtype: Type of the ids in .bin files without a header.
         vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
+        check: Whether to read all tokens once before training, and compare them with the checksums of their store.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -89,9 +92,11 @@ class GPTDataModule(LightningDataModule):
         text_field: str = "text",
         strip_gutenberg: bool = False,
         document_separator: str | None = None,
+        max_unpacked: float | None = None,
         token_dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16",
         vocab_size: int | None = None,
         cache_size: float = 50.0,
+        check: bool = False,
     ) -> None:
         super().__init__()
         _check_shares(val_fraction, cache_size, shuffle)
@@ -110,7 +115,8 @@ class GPTDataModule(LightningDataModule):
         self.document_ids = bool(document_ids)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
         self.cache_size = float(cache_size)
-        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator)
+        self.check = bool(check)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -180,6 +186,8 @@ class GPTDataModule(LightningDataModule):
                     f"{source} has changed since it was encoded: {changes}. "
                     f"{done.num_made} of {len(done.manifest.shards)} shards were encoded anew."
                 )
+            if self.check:
+                self._cache.open(source, check=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open and split the tokens; ``stage`` may be fit, validate, test, predict, or None for all."""

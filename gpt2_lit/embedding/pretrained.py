@@ -19,6 +19,7 @@ from gpt2_lit.store.storage import write_aside
 TABLE_NAMES = (
     ("wte.weight", "wpe.weight"),  # OpenAI, Hugging Face, nanoGPT
     ("tok_emb.weight", "pos_emb.weight"),  # Raschka, Build a Large Language Model (From Scratch)
+    ("token_emb.weight", "pos_emb.weight"),
     ("token_embedding.weight", "position_embedding.weight"),  # EmbeddingModule
 )
 WEIGHTS = "model.safetensors"
@@ -157,7 +158,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
-    for name in ("state_dict", "model"):  # where Lightning and nanoGPT have the weights
+    # Where Lightning, the textbook's training chapter and nanoGPT have the weights.
+    for name in ("state_dict", "model_state_dict", "model"):
         inner = state.get(name)
         state = inner if isinstance(inner, dict) else state
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}

@@ -1,8 +1,9 @@
 """norms and losses -> TensorBoard: the LightningModule that trains the embedding, until there is a model around it."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from gpt2_lit.data.windows import Batch, DocumentBatch
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, NotPermitted
 from gpt2_lit.lightning_private import logs_this_step
+from gpt2_lit.trust import foreign_code_of_checkpoint
 
 # A partial function and not a lambda, so that a model can be pickled.
 ADAMW = partial(torch.optim.AdamW, lr=0.003, weight_decay=0.0, fused=True)
@@ -78,6 +80,17 @@ class EmbeddingStub(LightningModule):
         self._optimizer_options: list[dict[str, Any]] = []
         self.val_metrics = MetricCollection({"loss": MeanMetric(), "perplexity": Perplexity()}, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
+        """As Lightning's, but for a backbone or an optimizer from elsewhere: whoever calls must have imported it.
+
+        Raises:
+            PermissionError: If the checkpoint names a module that neither is imported nor was named by a run made here.
+        """
+        if options.get("weights_only") is not False and isinstance(checkpoint_path, (str, Path)):
+            _refuse_foreign_code(Path(checkpoint_path), given=options)
+        return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """For each position, the logits of the next token."""
@@ -165,6 +178,16 @@ class EmbeddingStub(LightningModule):
         # The mean weighs each batch by its tokens: not all have as many.
         metrics.update(loss, weight=target_ids.numel())
         self.log_dict(metrics, prog_bar=True)
+
+
+def _refuse_foreign_code(checkpoint: Path, given: Collection[str]) -> None:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    options = {name: value for name, value in state.get("hyper_parameters", {}).items() if name not in given}
+    if names := foreign_code_of_checkpoint(checkpoint, options):
+        raise NotPermitted(
+            f"{checkpoint} was not written here and names what would be run: {', '.join(map(repr, names))}. If you "
+            "trust whoever made it, import the module before, or give backbone=... and optimizer=..."
+        )
 
 
 def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -30,7 +30,10 @@ def hold(directory: Path, note: str) -> None:
     """Keep a directory from being removed until this process ends."""
     file = directory / LAST_USE
     with suppress(OSError):  # a cache may be read-only
-        file.write_text(note, encoding="utf-8", errors="surrogateescape")
+        # Not through a link, which somebody may have put there to have another file of the user's overwritten.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(file, flags, 0o666), "w", encoding="utf-8", errors="surrogateescape") as opened:
+            opened.write(note)
     with suppress(OSError):  # not every file system has locks
         if fcntl and directory not in _HELD:
             _HELD[directory] = os.open(file, os.O_RDONLY)
@@ -48,7 +51,7 @@ def last_use(directory: Path) -> LastUse | None:
 def remove(directory: Path) -> bool:
     """Delete a directory, unless a process holds it or works on it; returns whether it is gone."""
     storage = LocalStorage(directory)
-    with suppress(OSError), storage.lock(wait=False), open(directory / LAST_USE) as file:
+    with suppress(OSError), storage.lock(wait=False), open(directory / LAST_USE, "rb") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif time.time() - os.fstat(file.fileno()).st_mtime < _DAY:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt2_lit.errors import printable
 from gpt2_lit.store.storage import LocalStorage, Storage, StoreError
 
 FORMAT = "gpt2_lit token store"
@@ -17,6 +19,8 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
+_KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class VersionError(StoreError):
@@ -33,7 +37,7 @@ class Damage(NamedTuple):
     def __str__(self) -> str:
         made_from = f" It was made from {self.made_from}." if self.made_from else ""
         delete = "" if self.problem == MISSING else "delete it and "
-        return (
+        return printable(
             f"{self.file} {self.problem}.{made_from} To mend it, {delete}prepare the store again from the same "
             "sources: the other shards are kept."
         )
@@ -49,6 +53,8 @@ class Shard(NamedTuple):
     tokens_crc32: int
     documents_crc32: int
     made_from: str  # the first and the last file in it, for people
+    tokens_sha256: str = ""  # if it was asked for: finds changes that somebody has made on purpose, too
+    documents_sha256: str = ""
 
     @property
     def tokens_file(self) -> str:
@@ -64,15 +70,33 @@ class Shard(NamedTuple):
 
     def dumps(self) -> bytes:
         """The bytes of its receipt."""
-        return _sealed(self._asdict())
+        return _sealed(self.recorded())
+
+    def recorded(self) -> dict[str, Any]:
+        """Its fields, without those that it does not have."""
+        defaults = self._field_defaults.items()
+        return {name: value for name, value in self._asdict().items() if (name, value) not in defaults}
 
     @classmethod
     def loads(cls, receipt: bytes) -> "Shard":
         """The shard of a receipt; a ValueError, TypeError or KeyError if it is damaged."""
-        content = json.loads(receipt)
-        shard = cls(**{name: content[name] for name in cls._fields})
+        shard = cls.of(json.loads(receipt))
         if shard.dumps() != receipt:
             raise ValueError("the receipt is damaged")
+        return shard
+
+    @classmethod
+    def of(cls, content: Any) -> "Shard":
+        """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
+        given = [name for name in cls._fields if name in content or name not in cls._field_defaults]
+        shard = cls(**{name: content[name] for name in given})
+        _check(isinstance(shard.key, str) and _KEY.fullmatch(shard.key))
+        _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
+        _check(shard.num_documents <= shard.num_tokens)  # each ends with one
+        _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
+        _check(isinstance(shard.made_from, str))
+        hashes = (shard.tokens_sha256, shard.documents_sha256)
+        _check(hashes == ("", "") or all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in hashes))
         return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
@@ -113,6 +137,10 @@ class Manifest(NamedTuple):
         return sum(shard.num_documents for shard in self.shards)
 
     @property
+    def has_sha256(self) -> bool:
+        return all(shard.tokens_sha256 for shard in self.shards)
+
+    @property
     def content(self) -> str:
         """A checksum of all tokens: the same for the same tokens in the same shards, wherever the store lies."""
         return content_of([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
@@ -126,7 +154,7 @@ class Manifest(NamedTuple):
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
             **self._asdict(),
-            "shards": [shard._asdict() for shard in self.shards],
+            "shards": [shard.recorded() for shard in self.shards],
         }
         return _sealed(content, indent=1)
 
@@ -158,14 +186,25 @@ class Manifest(NamedTuple):
                     f"{path} has format version {content['format_version']}, and this gpt2_lit reads version "
                     f"{FORMAT_VERSION}. Prepare the store anew, in another directory."
                 )
-            fields = {name: content[name] for name in cls._fields}
-            manifest = cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            manifest = cls.of(content)
             if manifest.dumps() != raw:
                 raise damaged
         except StoreError:
             raise
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise damaged from None
+        return manifest
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """A manifest of JSON from anybody; a ValueError, TypeError or KeyError unless each field is what it must be."""
+        fields = {name: content[name] for name in cls._fields}
+        manifest = cls(**{**fields, "shards": [Shard.of(shard) for shard in fields["shards"]]})
+        _check(isinstance(manifest.tokenizer, str) and isinstance(manifest.tokenizer_hash, str))
+        _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
+        _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
+        _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
+        _check(manifest.num_documents > 0)
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:
@@ -201,6 +240,17 @@ def sources_bytes(files: Iterable[Any]) -> bytes:
     return ("[" + ",\n".join(map(json.dumps, files)) + "]\n").encode()
 
 
+def read_sources(raw: bytes) -> list[list[Any]]:
+    """What :func:`sources_bytes` wrote: path, size and more of each file; a ValueError if it is damaged."""
+    try:
+        files = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check(isinstance(files, list) and all(isinstance(file, list) and file for file in files))
+    _check(all(isinstance(file[0], str) for file in files))
+    return files
+
+
 def tokens_file(key: str) -> str:
     return f"tokens-{key}.bin"
 
@@ -218,3 +268,16 @@ def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:
     """JSON, the last value of which is the checksum of the rest."""
     checksum = zlib.crc32(json.dumps(content).encode())
     return (json.dumps({**content, "checksum": checksum}, indent=indent) + "\n").encode()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_crc32(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _check(is_right: Any) -> None:
+    if not is_right:
+        raise ValueError("a field is not what it must be")

@@ -23,6 +23,7 @@ class Recipe:
 
     options: TextOptions = field(default_factory=TextOptions)
     tokenizer: Tokenizer = field(default_factory=lambda: make_tokenizer("gpt2"))
+    sha256: bool = False  # of the tokens, in the receipts: no part of any key
 
     def key(self, *what: Any) -> str:
         """A name for the tokens that this recipe makes of something; other tokens have another name."""
@@ -40,12 +41,15 @@ def key_of(tokenizer: str | None, end_of_text: int, options: Any, *what: Any) ->
 
 
 def recorded(options: Any) -> dict[str, Any]:
-    """The options that a store records: the first two, and of later ones those that differ from their defaults."""
+    """The options that a store records: the first two, and of later ones those that differ from their defaults.
+
+    Not the limit on sizes, which changes no token.
+    """
     values = options._asdict()
     return {
         name: value
         for number, (name, value) in enumerate(values.items())
-        if number < 2 or value != options._field_defaults[name]
+        if number < 2 or (name != "max_unpacked" and value != options._field_defaults[name])
     }
 
 

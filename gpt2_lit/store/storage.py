@@ -1,6 +1,5 @@
 """bytes -> named files, each whole or not at all: five verbs, and how the local file system does them."""
 
-import errno
 import os
 import platform
 import re
@@ -16,7 +15,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gpt2_lit.errors import FileError, InvalidValue
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue
 
 _LOG = getLogger(__name__)
 _LOCK = ".lock"
@@ -25,7 +24,6 @@ _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
 # NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
 _ASIDE = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
 
 
@@ -109,7 +107,7 @@ class LocalStorage:
         lock = FileLock(self.path / _LOCK)
         with self._explained():
             while not lock.is_locked:
-                self._make_directory()
+                self.make_directory()
                 with suppress(FileNotFoundError):  # it was removed from a cache while this process waited
                     self._acquire(lock, wait)
         try:
@@ -119,9 +117,10 @@ class LocalStorage:
             self._delete_abandoned()
             lock.release()
 
-    def _make_directory(self) -> None:
+    def make_directory(self, mode: int = 0o777) -> None:
+        """Make it unless it is there; ``mode`` says for whom, within the umask."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode, parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"{self} cannot be made ({error.strerror}). {_OTHER_DIRECTORY}") from None
 
@@ -155,7 +154,7 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:  # the sources have errors of their own, which name the file
+            if error.errno not in DISK_ERRORS:  # the sources have errors of their own, which name the file
                 raise
             raise FileError(
                 f"{self} cannot be written: {error.strerror}. What was finished is kept: once that is mended, the "
@@ -166,15 +165,32 @@ class LocalStorage:
 @contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that replaces ``path`` after the block, or goes if there was an error."""
-    aside = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    aside = path_aside(path)
+    with put_in_place(aside, path), open(aside, "xb") as file:  # x: neither a file nor a link that is there
+        yield file
+
+
+def path_aside(path: Path) -> Path:
+    """Where to write what is to replace ``path``: a name beside it that nobody can foresee."""
+    return path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def put_in_place(aside: Path, path: Path) -> Iterator[None]:
+    """Rename what the block writes to ``aside``, once its bytes are on the disk; on an error it goes.
+
+    It may also be a directory, such as a checkpoint that a strategy has sharded.
+    """
     try:
-        with open(aside, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield
+        if aside.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
         raise
 
 
@@ -192,7 +208,7 @@ def _is_being_written(aside: re.Match[str], changed: float) -> bool:
     if aside["host"] == _HOST and os.name == "posix":
         try:
             os.kill(int(aside["pid"]), 0)
-            status = Path("/proc", aside["pid"], "stat").read_text()  # "PID (NAME) STATE ...", on Linux
+            status = Path("/proc", aside["pid"], "stat").read_text(encoding="utf-8")  # "PID (NAME) STATE ...", on Linux
             if status.rpartition(")")[2].split()[0] == "Z":  # dead, and its parent has not asked how it ended
                 return False
         except ProcessLookupError:

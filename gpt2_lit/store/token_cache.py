@@ -58,6 +58,7 @@ class TokenCache(NamedTuple):
         source = Source.of(source)
         if kind_of(source) != "text":
             return None
+        LocalStorage(self.directory).make_directory(0o700)  # texts are nobody else's business
         directory = self.directory_of(source)
         try:
             prepared = prepare(source, directory, self.recipe)
@@ -68,10 +69,12 @@ class TokenCache(NamedTuple):
             self._evict()
         return prepared
 
-    def open(self, source: SourceChoice | Source) -> TokenStore:
-        """The tokens of a source that was prepared."""
+    def open(self, source: SourceChoice | Source, check: bool = False) -> TokenStore:
+        """The tokens of a source that was prepared; with ``check`` all are compared with their checksums first."""
         source, tokenizer = Source.of(source), self.recipe.tokenizer
         kind = kind_of(source)
+        if check and kind in ("ids", "memory"):
+            raise InvalidValue(f"data.check reads the checksums of a store, and {source} has none. Leave it out.")
         if kind == "ids":
             return open_raw(_files_of_ids(source), self.token_dtype, tokenizer.vocab_size)
         if kind == "memory":
@@ -81,7 +84,7 @@ class TokenCache(NamedTuple):
         else:
             path = self.directory_of(source)
             hold(path, str(source))
-        store = open_store(path)
+        store = open_store(path, check)
         if store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise _of_another_tokenizer(store, tokenizer.name)
         return store

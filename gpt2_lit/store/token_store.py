@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, Manifest, StoreError
 from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.verify import verify
 
 
 class TokenStore:
@@ -178,16 +179,20 @@ class TokenStore:
         return self._ends[shard]
 
 
-def open_store(path: str | os.PathLike) -> TokenStore:
+def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     """Open a prepared store in milliseconds and little memory at any size: the tokens are mapped, not read.
 
+    Args:
+        path: Its directory.
+        check: Whether to read it all once, and compare it with its checksums.
+
     Raises:
-        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says.
-            Other damage is found by ``verify``.
+        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. Other
+            damage is found with ``check``.
     """
     path = Path(path).absolute()
     manifest = Manifest.load(path)
-    if damages := manifest.damages(LocalStorage(path)):
+    if damages := verify(path, show_progress=True) if check else manifest.damages(LocalStorage(path)):
         more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
         raise StoreError(f"{damages[0]}{more}")
     shards = [map_array(path / shard.tokens_file, manifest.dtype, shard.num_tokens) for shard in manifest.shards]

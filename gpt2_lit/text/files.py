@@ -24,6 +24,9 @@ class SourceFile(NamedTuple):
     serves_ranges: bool = True  # False: a server that sends a file from its start only
 
 
+# Of those that fsspec knows, the ones that store files; others run commands, or read what this process holds.
+_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "file", "memory")
+
 _PACKED = "gzip "  # in front of the stamp of a file that a web server sends packed
 
 
@@ -92,6 +95,12 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the file's name in it."""
     import fsspec
 
+    protocol = re.split("::|://", url)[0].lower()
+    if protocol not in _PROTOCOLS:
+        raise InvalidValue(
+            f"data.source: {url} cannot be read: {protocol} is none of {', '.join(_PROTOCOLS)}. Download it and give "
+            "the file."
+        )
     try:
         return fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one that takes a package

@@ -14,15 +14,20 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from logging import getLogger
 from typing import Any, Literal, NamedTuple
 
-from gpt2_lit.errors import InvalidValue, UserError
+from gpt2_lit.errors import InvalidValue, UserError, shown
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
+_LOG = getLogger(__name__)
 _PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
 _LONGEST = 1 << 26  # bytes that are kept in memory in search of a position to cut
 _END = sys.maxsize  # of a file, wherever it is
 _ROWS = 64  # of a column, made strings at a time
+_DICTIONARY = 1 << 22  # bytes of a column's dictionary beyond which its texts may be long; writers stop at 1 MB
+_EXPANSION = 100  # times its stored size that a file may hold: texts pack to a third, repetitive logs to a thirtieth
+_SMALL = 1 << 28  # bytes that any file may hold, however small it is stored
 _GUTENBERG_WINDOW = 1 << 17  # bytes at both ends of a book in which its markers are looked for; the licence has 19,000
 
 # The whitespace of str.isspace(), in bytes of UTF-8.
@@ -50,7 +55,7 @@ _GUTENBERG_END = (
 
 
 class TextOptions(NamedTuple):
-    """How files are to be read; plain values, as they are part of what identifies the tokens that come of it.
+    """How files are to be read; plain values, as all but the last identify the tokens that come of it.
 
     Args:
         text_field: Where the text is: the field of lines of JSON, the column of CSV, Parquet and Arrow files.
@@ -59,11 +64,14 @@ class TextOptions(NamedTuple):
             lines stays whole.
         document_separator: A string between documents, in all formats; without the line ends around it. None: the text
             of a file, a line or a row is one document.
+        max_unpacked: Gigabytes of text that one file may hold. None: 100 times its stored size, and at least 0.27,
+            so that a small file that unpacks to terabytes does no harm.
     """
 
     text_field: str = "text"
     strip_gutenberg: bool = False
     document_separator: str | None = None
+    max_unpacked: float | None = None
 
 
 class Piece(NamedTuple):
@@ -179,8 +187,26 @@ def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
 # Bytes of a file.
 
 
-def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[bytes]:
-    """The unpacked bytes of a file from ``start`` to ``stop``, in blocks."""
+def _most_bytes(file: SourceFile, options: TextOptions) -> int:
+    """How many bytes of text a file may hold."""
+    if options.max_unpacked is None:
+        return max(_EXPANSION * file.size, _SMALL)
+    if not options.max_unpacked > 0:
+        raise InvalidValue(f"max_unpacked must be above 0, got {options.max_unpacked}. Set data.max_unpacked.")
+    return int(options.max_unpacked * 1e9)
+
+
+def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
+    if num_bytes > most:
+        stored = f", and {file.size:,} bytes as it is stored" if file.size else ""
+        raise InvalidValue(
+            f"{file.path} holds more than {most / 1e9:,.3g} GB of text{stored}. If that is right, set "
+            "data.max_unpacked to the gigabytes that it may hold."
+        )
+
+
+def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END) -> Iterator[bytes]:
+    """The unpacked bytes of a file from ``start`` to ``stop``, in blocks; an error if it holds more than ``most``."""
     with open_file(file) as stream:
         position = 0
         if start and can_be_cut(file):
@@ -188,6 +214,7 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END) -> Iterator[byte
         for block in _unpacked(file, stream):
             used = block[max(start - position, 0) : max(stop - position, 0)]
             position += len(block)
+            _check_size(file, position, most)
             if used:
                 yield used
             if position >= stop:
@@ -305,7 +332,7 @@ def _gaps(cut_before: str) -> _Cuts:
 
 
 def _segments(
-    file: SourceFile, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
+    file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
 ) -> Iterator[tuple[int, bytearray, bool]]:
     """The bytes of a range, cut where it is allowed, and where each segment begins; True with the last of the file.
 
@@ -316,7 +343,7 @@ def _segments(
     inside = start <= low
     position = low if inside else max(start - cuts.look_behind, low)  # of the data's first byte in the file
     data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
-    for block in _blocks(file, position, high):
+    for block in _blocks(file, position, high, _most_bytes(file, options)):
         if position == 0 and not data:
             _check_is_text(file, block)
         if inside and data:  # only now, so that a short file is one segment
@@ -364,8 +391,8 @@ def _separated_documents(file: SourceFile, options: TextOptions, start: int, sto
 
 
 def _texts(file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int) -> Iterator[Piece]:
-    low, high = _gutenberg_book(file) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, cuts, start, stop, low, high):
+    low, high = _gutenberg_book(file, options) if options.strip_gutenberg else (0, _END)
+    for position, data, is_last in _segments(file, options, cuts, start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
@@ -382,7 +409,7 @@ def _separated(text: str, separator: str | None) -> Iterator[str]:
 
 
 def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
-    for position, data, _ in _segments(file, _LINES, start, stop):
+    for position, data, _ in _segments(file, options, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
                 try:
@@ -402,7 +429,10 @@ def _text_field(line: str, field: str) -> str:
             "lines by: jq -c '.[]')."
         ) from None
     if not isinstance(value, dict):
-        raise InvalidValue(f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.")
+        make = " Make lines of the list: jq -c '.[]'" if isinstance(value, list) else ""
+        raise InvalidValue(
+            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.{make}"
+        )
     if field not in value:
         raise InvalidValue(f"the object has no field {field!r}. {_names(field, value)}")
     if not isinstance(value[field], str):
@@ -416,10 +446,11 @@ def _json_type(value: object) -> str:
 
 
 def _names(field: str, names: Iterable[str]) -> str:
-    names = list(names)
+    names = list(itertools.islice(names, 1000))
     close = difflib.get_close_matches(field, names, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
-    return f"It has: {', '.join(names) or 'nothing'}.{meant} Set data.text_field."
+    listed = ", ".join(textwrap.shorten(name, 60) for name in names[:10]) + ", ..." * (len(names) > 10)
+    return f"It has: {listed or 'nothing'}.{meant} Set data.text_field."
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
@@ -461,11 +492,22 @@ _NOT_TEXT = (
     (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
     (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
     (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"(?s:.{257})ustar(?:\x00|  \x00)", "a tar archive", "Unpack it, and give the directory."),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Office, as are .doc and .xls", "Export its text."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a[^\n]{0,60}\0", "an image", "Give a text."),
+    (rb"\x80[\x02-\x05][\x95\]}(cX]|\(lp0\n|\(dp0\n", "a pickle of Python", "Write what it holds as lines of JSON."),
+    (rb"(?s:.{6}\0\0)\{\"", "a safetensors file", "Give a text: these are the weights of a model."),
+    (rb"GGUF[^\n]?\0", "a GGUF file", "Give a text: these are the weights of a model."),
+    (rb"SQLite format 3\x00", "a database of SQLite", "Export its texts as CSV."),
+    (rb"\x7fELF|MZ[^\n]{0,60}\0", "a program", "Give a text."),
     (rb"PAR1", "Parquet", "Let its name end in .parquet."),
     (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", "Give a text."),
+    (rb"\x80[\x02-\x05](?:[\x8a\x95\}\]c(])", "a pickle of Python", "Write its texts to a .txt or .jsonl file."),
+    (rb"(?s).{257}ustar", "a tar archive", "Unpack it."),
     (
         rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
         "a web page (HTML)",
@@ -474,7 +516,18 @@ _NOT_TEXT = (
 )
 
 
+# What would be read as plain text, marks and all.
+_NOT_PLAIN = {
+    ".tsv": ("a table", "Save it as .csv"),
+    ".ipynb": ("a notebook", "Export it by: jupyter nbconvert --to markdown"),
+}
+
+
 def _check_is_text(file: SourceFile, beginning: bytes) -> None:
+    extension = extensions(file.path)[0]
+    if extension in _NOT_PLAIN and extension not in FORMATS:
+        what, way_out = _NOT_PLAIN[extension]
+        raise InvalidValue(f"{file.path} is {what}. {way_out}; to read it as it is, let its name end in .txt.")
     for magic, what, way_out in _NOT_TEXT:
         if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
             raise InvalidValue(f"{file.path} is {what}. {way_out}")
@@ -499,14 +552,14 @@ def _document_pieces(text: str, options: TextOptions, cut_before: str) -> Iterat
         yield Piece(text[start:stop], True)
 
 
-def _gutenberg_book(file: SourceFile) -> tuple[int, int]:
+def _gutenberg_book(file: SourceFile, options: TextOptions) -> tuple[int, int]:
     """Where the book begins and ends in a file of Project Gutenberg, in unpacked bytes; any other text is all book."""
     if can_be_cut(file):
         size, tail_start = file.size, max(file.size - _GUTENBERG_WINDOW, 0)
         head, tail = (b"".join(_blocks(file, at, at + _GUTENBERG_WINDOW)) for at in (0, tail_start))
     else:
         size, head, tail = 0, b"", b""
-        for block in _blocks(file):
+        for block in _blocks(file, most=_most_bytes(file, options)):
             size += len(block)
             head += block[: _GUTENBERG_WINDOW - len(head)]
             tail = (tail + block)[-_GUTENBERG_WINDOW:]
@@ -529,7 +582,8 @@ def _between_markers(head: str, tail: str, tail_start: int, size: int) -> tuple[
 
 def _csv_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))  # of the process; Python's is 131,072 characters
-    rows = csv.reader(_csv_lines(file), strict=True)  # strict, or an open quote takes all that follows for one text
+    # Strict, or an open quote takes all that follows for one text.
+    rows = csv.reader(_csv_lines(file, options), strict=True)
     header, line, column = None, 1, 0
     try:
         for row in rows:
@@ -552,14 +606,17 @@ def _csv_documents(file: SourceFile, options: TextOptions, start: int, stop: int
         raise InvalidValue(f"{file.path}, line {line}: {error}") from None
 
 
-def _csv_lines(file: SourceFile) -> Iterator[str]:
-    for position, data, _ in _segments(file, _LINES, 0, _END):
+def _csv_lines(file: SourceFile, options: TextOptions) -> Iterator[str]:
+    for position, data, _ in _segments(file, options, _LINES, 0, _END):
         yield from io.StringIO(_decoded(file, position, data), newline="")  # with their line ends
 
 
 def _csv_column(header: Sequence[str], field: str) -> int:
     if header.count(field) == 1:
         return header.index(field)
+    other = re.search(r"[;\t|]", header[0]) if len(header) == 1 else None
+    if other:
+        raise ValueError(f"its fields are separated by {other[0]!r}, not by commas. Save it with commas.")
     number = "several columns" if field in header else "no column"
     names = [textwrap.shorten(name, 40) for name in header]  # without a header they are a text
     raise ValueError(f"the first line, which names the columns, has {number} {field!r}. {_names(field, names)}")
@@ -584,12 +641,28 @@ def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop:
         _check_column(file, options, table.schema_arrow)
         groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
         begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+        columns = [_column_chunk(group, options.text_field) for group in groups]
+        _check_size(file, sum(column.total_uncompressed_size for column in columns), _most_bytes(file, options))
         row = 0
         for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
             if start <= begin < stop:
-                batches = table.iter_batches(_ROWS, row_groups=[index], columns=[options.text_field], use_threads=False)
+                rows = _rows_at_a_time(columns[index])
+                batches = table.iter_batches(rows, row_groups=[index], columns=[options.text_field], use_threads=False)
                 yield from _column_documents(file, options, row, batches)
             row += group.num_rows
+
+
+def _column_chunk(group: Any, name: str) -> Any:
+    columns = (group.column(index) for index in range(group.num_columns))
+    return next(column for column in columns if column.path_in_schema == name)
+
+
+def _rows_at_a_time(column: Any) -> int:
+    """One, where a dictionary may make long texts of few bytes: they are not to be in memory many times over."""
+    packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+    dictionary = column.data_page_offset - (column.dictionary_page_offset or column.data_page_offset)
+    is_dense = unpacked > _DICTIONARY and unpacked > _EXPANSION * packed
+    return 1 if is_dense or dictionary > _DICTIONARY else _ROWS
 
 
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
@@ -634,6 +707,7 @@ def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
 
 
 def _column_documents(file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any]) -> Iterator[str]:
+    num_bytes, most = 0, _most_bytes(file, options)
     for batch in batches:
         column = batch.column(options.text_field)
         for start in range(0, len(column), _ROWS):
@@ -649,6 +723,12 @@ def _column_documents(file: SourceFile, options: TextOptions, row: int, batches:
                     raise InvalidValue(
                         f"{file.path}, row {row} (counted from 0): the column {options.text_field!r} must be a string "
                         "and is null. Mend or drop the row."
+                    )
+                num_bytes += len(text)
+                _check_size(file, num_bytes, most)
+                if len(text) > _LONGEST:
+                    _LOG.warning(
+                        "%s, row %d (counted from 0): one text of %d MB", shown(file.path), row, len(text) // 10**6
                     )
                 yield text
                 row += 1

@@ -5,16 +5,20 @@ import gzip
 import hashlib
 import http.client
 import io
+import ipaddress
 import os
+import re
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from logging import getLogger
 from typing import Any, NamedTuple
 
-from gpt2_lit.errors import FileError, InvalidValue, without_secrets
+from gpt2_lit.errors import FileError, InvalidValue, UserError, shown
 
 _LOG = getLogger(__name__)
 _TIMEOUT = 120  # seconds of silence
@@ -72,7 +76,7 @@ def content_stamp(url: str, is_packed: bool) -> str:
         _LOG.warning(
             "%s has neither an ETag nor a Last-Modified, so that nothing tells whether it changed: it is encoded anew "
             "each time. Download it, or keep its tokens: gpt2-lit prepare.",
-            without_secrets(url),
+            shown(url),
         )
         return f"seen at {time.time_ns()}"
     return hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -130,6 +134,8 @@ class _WebFile(io.RawIOBase):
                 _wait(error, delays)
             else:
                 self._position += count
+                if not count and self._end is None:
+                    self._check_still_same()
                 return count
 
     def close(self) -> None:
@@ -142,7 +148,7 @@ class _WebFile(io.RawIOBase):
         if self._stamp and _stamp(answer) not in ("", self._stamp):
             raise FileError(_DIFFERS.format(self._url))
         length, start = answer.headers.get("Content-Length"), self._position if answer.status == 206 else 0
-        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        if answer.status == 206 and not _is_part(answer.headers.get("Content-Range", ""), start, self._size):
             raise FileError(f"{self._url}: the server sends another part than it was asked for. Download the file.")
         self._end = start + int(length) if length and length.isdecimal() else self._size or None
         while start < self._position:  # a server that sends no parts
@@ -152,10 +158,76 @@ class _WebFile(io.RawIOBase):
             start += len(block)
         return answer
 
+    def _check_still_same(self) -> None:
+        """What ends without a length may have been cut or replaced: the server's validator must be the same."""
+        if self._stamp:
+            with _retried(self._url, "bytes=0-0") as answer:
+                if _stamp(answer) not in ("", self._stamp):
+                    raise FileError(_DIFFERS.format(self._url))
+
     def _hang_up(self) -> None:
         if self._answer is not None:
             self._answer.close()
         self._answer = None
+
+
+def _is_part(content_range: str, start: int, size: int) -> bool:
+    """Whether an answer is the part of a file from ``start`` on, and the file has its ``size``, if that is known.
+
+    Example:
+        >>> [_is_part(f"bytes {part}", start=5, size=9) for part in ("5-8/9", "5-8/*", "0-8/9", "5-8/10", "5-4/9")]
+        [True, True, False, False, False]
+    """
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
+    if not found or int(found[1]) != start or int(found[2]) < start:
+        return False
+    return not size or found[3] in ("*", str(size))
+
+
+def may_redirect(scheme: str, addresses: Iterable[str], *, from_private: bool) -> bool:
+    """Whether a redirect may be followed: over HTTP, and from a public address only to public ones.
+
+    Example:
+        >>> may_redirect("https", ["93.184.215.14"], from_private=False)
+        True
+        >>> [may_redirect("http", [address], from_private=False) for address in ("127.0.0.1", "169.254.169.254", "::1")]
+        [False, False, False]
+        >>> may_redirect("ftp", [], from_private=True)
+        False
+    """
+    return scheme in ("http", "https") and (from_private or all(map(is_public, addresses)))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the Internet, and not of this machine or its network."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    return (inner or found).is_global and not found.is_multicast
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        target = urllib.parse.urlsplit(newurl)
+        from_private = not all(map(is_public, _addresses(urllib.parse.urlsplit(req.full_url))))
+        if not may_redirect(target.scheme, _addresses(target), from_private=from_private):
+            fp.close()
+            raise InvalidValue(
+                f"data.source: {req.full_url} redirects to {newurl}, which is of this machine or its network, or is no "
+                "web server's. Give that address itself if you mean it."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _addresses(parts: urllib.parse.SplitResult) -> list[str]:
+    """The IP addresses of a URL's host; none where a proxy looks it up, or nobody knows it."""
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(address[0]) for *_, address in found]
+
+
+_open = urllib.request.build_opener(_Redirects).open
 
 
 def _retried(url: str, part: str) -> Any:
@@ -179,7 +251,7 @@ def _wait(error: Exception, delays: Any) -> None:
     if isinstance(error, urllib.error.HTTPError):
         is_lasting = error.code not in _PASSING
         error.close()
-    delay = None if is_lasting or isinstance(error, FileError) else next(delays, None)
+    delay = None if is_lasting or isinstance(error, UserError) else next(delays, None)
     if delay is None:
         raise error
     time.sleep(delay)
@@ -196,7 +268,7 @@ def _request(url: str, part: str | None = None) -> Any:
     if user:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
-    return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    return _open(request, timeout=_TIMEOUT)
 
 
 def _stamp(answer: Any) -> str:

@@ -1,0 +1,187 @@
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import PROGRAM, SMALL
+
+from gpt2_lit import EmbeddingModule, EmbeddingStub
+from gpt2_lit.errors import NotPermitted
+from gpt2_lit.trust import foreign_code, is_made_here, mark_as_made_here
+
+EVIL = "open(__file__ + '.ran', 'w').close()\nfrom torch.nn import Identity\nclass Blocks(Identity): pass\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text("model: {embed_dim: 8}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def their_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody else's directory: a run with a backbone of theirs, and its code."""
+    directory = tmp_path_factory.mktemp("theirs")
+    (directory / "theirs.py").write_text(EVIL)
+    command = [*PROGRAM, "fit", *SMALL, "--trainer.max_steps=1", "--model.backbone=theirs.Blocks"]
+    env = os.environ | {"XDG_CONFIG_HOME": str(directory / "config")}
+    subprocess.run(command, cwd=directory, env=env, check=True, capture_output=True)
+    (directory / "theirs.py.ran").unlink()
+    return directory
+
+
+@pytest.fixture
+def from_elsewhere(their_directory: Path, tmp_path: Path) -> Path:
+    """The checkpoint of their run, after all of their directory was copied into this one."""
+    shutil.copytree(their_directory, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "logs/version_0/checkpoints/last.ckpt"
+
+
+def test_a_run_made_here_is_trusted_wherever_it_is_moved_until_its_config_changes(config: Path, tmp_path: Path) -> None:
+    assert not is_made_here(config)
+    mark_as_made_here(config)
+    assert is_made_here(config)
+    moved = shutil.copytree(config.parent, tmp_path / "moved") / "config.yaml"
+    assert is_made_here(moved)
+    moved.write_text("model: {backbone: theirs.Blocks}")
+    assert not is_made_here(moved)
+
+
+def test_a_run_of_another_user_or_machine_is_not_made_here(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_as_made_here(config)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
+    assert not is_made_here(config)
+    mark_as_made_here(config)
+    key = tmp_path / "other/gpt2_lit/run.key"
+    assert (key.stat().st_mode & 0o777, len(key.read_bytes()), os.listdir(key.parent)) == (0o600, 32, ["run.key"])
+    key.write_bytes(b"")  # an empty key would be everybody's
+    assert not is_made_here(config)
+
+
+def test_without_a_home_a_run_goes_unsigned(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    mark_as_made_here(config)
+    assert os.listdir(config.parent) == ["config.yaml"]
+
+
+HARMLESS = [
+    {"model": {"backbone": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4}}}},
+    {"trainer": {"logger": {"class_path": "gpt2_lit.cli.run.RunLogger", "init_args": {"save_dir": "/a/b.c"}}}},
+    {"data": {"source": ["a.txt", "https://x.org/b.txt?q=1"], "tokenizer": "words"}, "monitor": "val/loss"},
+    {"trainer": {"precision": "16-mixed", "max_epochs": 1.5, "callbacks": None}},
+]
+FOREIGN = [
+    ({"model": {"backbone": {"class_path": "theirs.Blocks"}}}, "theirs.Blocks"),
+    ({"model": {"backbone": "theirs.Blocks"}}, "theirs.Blocks"),
+    ({"model.backbone.class_path": "theirs.Blocks"}, "theirs.Blocks"),
+    ({"model": {"backbone": {"class_path": "torch_of_theirs.Blocks"}}}, "torch_of_theirs.Blocks"),
+    ({"trainer": {"callbacks": [{"class_path": "theirs.Callback"}]}}, "theirs.Callback"),
+    ({"trainer": {"callbacks": {"init_args": {"on_fit_start": "os.system"}}}}, "os.system"),
+    ({"model": "a/model.yaml"}, "a/model.yaml"),
+    ({"model": "file"}, "file"),
+    ({"model": {"backbone": '{"class_path": "theirs\\u002eBlocks"}'}}, '{"class_path": "theirs\\u002eBlocks"}'),
+    ({"data": {"tokenizer": {"class_path": "theirs.Words"}}}, "theirs.Words"),
+    ({"data": {"tokenizer.class_path": "theirs.Words"}}, "theirs.Words"),
+    ({"data": {"tokenizer": "class_path: theirs.Words"}}, "class_path: theirs.Words"),
+]
+
+
+@pytest.mark.parametrize("options", HARMLESS, ids=str)
+def test_packages_that_come_along_and_texts_are_not_foreign(options: dict) -> None:
+    assert foreign_code(options) == []
+
+
+@pytest.mark.parametrize(("options", "name"), FOREIGN, ids=str)
+def test_whatever_else_could_be_imported_is_foreign(
+    options: dict, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert foreign_code(options) == [name]
+
+
+def test_a_run_from_elsewhere_is_named_and_refused_before_it_is_imported(
+    here: Callable[..., str],
+    program: Callable[..., tuple[int, str]],
+    from_elsewhere: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    printed = here("validate", f"--ckpt_path={from_elsewhere}")  # without a terminal nobody is asked
+    assert "theirs.Blocks" in printed
+    assert "--trust-run" in printed
+    assert not (tmp_path / "theirs.py.ran").exists()
+
+    left_out = here("validate", f"--ckpt_path={from_elsewhere}", "--ignore-run-config", *SMALL)
+    assert "val/loss" in left_out, left_out
+    assert not (tmp_path / "theirs.py.ran").exists()
+
+    status, trusted = program("fit", "--ckpt_path=last", "--trust-run", "--trainer.max_steps=2")
+    assert status == 0
+    assert "theirs.Blocks" in trusted
+    assert (tmp_path / "theirs.py.ran").exists()
+    config = from_elsewhere.parents[1] / "config.yaml"
+    assert is_made_here(config)
+    assert yaml.safe_load(config.read_text())["trust_run"] is False
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Two ends of a terminal: what is written to the first is typed at the second."""
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_person_on_a_terminal_is_asked_and_may_say_no(
+    here: Callable[..., str],
+    from_elsewhere: Path,
+    tmp_path: Path,
+    terminal: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    os.write(terminal[0], b"\n")
+    with open(terminal[1], closefd=False) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        printed = here("validate", f"--ckpt_path={from_elsewhere}")
+    assert "Do you trust" in printed
+    assert "was not written here" in printed
+    assert not (tmp_path / "theirs.py.ran").exists()
+
+
+def test_a_person_on_a_terminal_is_asked_and_may_say_yes(
+    from_elsewhere: Path, tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    os.write(terminal[0], b"y\n")
+    command = [*PROGRAM, "validate", f"--ckpt_path={from_elsewhere}"]
+    done = subprocess.run(command, cwd=tmp_path, stdin=terminal[1], capture_output=True, text=True, timeout=200)
+    assert "Do you trust" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "theirs.py.ran").exists()
+
+
+def test_from_python_a_checkpoint_from_elsewhere_imports_nothing_that_is_not_imported(
+    from_elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NotPermitted, match=r"theirs\.Blocks"):
+        EmbeddingStub.load_from_checkpoint(from_elsewhere)
+    assert EmbeddingModule.from_pretrained(from_elsewhere).embed_dim == 8
+    assert not (tmp_path / "theirs.py.ran").exists()
+    model = EmbeddingStub.load_from_checkpoint(from_elsewhere, backbone=torch.nn.Identity())
+    assert type(model.backbone) is torch.nn.Identity
+    mark_as_made_here(from_elsewhere.parents[1] / "config.yaml")
+    assert type(EmbeddingStub.load_from_checkpoint(from_elsewhere).backbone).__name__ == "Blocks"
