@@ -268,6 +268,24 @@ def test_an_encodingis_gpt2s_by_what_it_does_and_not_by_its_name():
     assert token_array(bytewise, "a <s>").tolist() == [97, 32, 60, 115, 62]
 
 
+def test_a_tiktoken_whose_arrays_have_special_tokens_is_found_out_once_and_not_used(monkeypatch):
+    numbers, texts = tiktoken.Encoding.encode_to_numpy, []
+
+    def as_in_0_10(self, text, **_):
+        texts.append(text)
+        return numbers(self, text, allowed_special="all")
+
+    monkeypatch.setattr(tiktoken.Encoding, "encode_to_numpy", as_in_0_10)
+    monkeypatch.setattr(bpe, "_gigatoken", lambda: None)
+    bpe._numpy_leaves_text_alone.cache_clear()
+    try:
+        for _ in range(2):
+            assert 50256 not in token_array(gpt2_tokenizer(), "one<|endoftext|>two")
+    finally:
+        bpe._numpy_leaves_text_alone.cache_clear()
+    assert texts == ["<s>"]
+
+
 @pytest.mark.skipif(not (DATA / "Peter_Rabbit.txt").exists(), reason="the text is not committed")
 def test_peter_rabbit_begins_with_the_known_ids():
     ids = token_array(gpt2_tokenizer(), (DATA / "Peter_Rabbit.txt").read_text(encoding="utf-8"))

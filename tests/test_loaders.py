@@ -170,3 +170,24 @@ def test_workers_survive_sigterm_to_all_and_end_with_their_trainer(tmp_path, met
     while processes_of_group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of_group(process.pid) == []
+
+
+SPAWNED = """
+from gpt2_lit.data.loaders import BatchLoader
+if __name__ == "__main__":
+    loader = BatchLoader([3, 4], sampler=[1, 0], batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    print(list(loader))
+"""
+
+
+def test_no_worker_imports_a_file_of_the_working_directory(tmp_path):
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    for module in ("multiprocessing", "signal", "pickle", "threading", "torch", "gpt2_lit"):
+        (strange / f"{module}.py").write_text(f"open({str(strange / 'imported')!r}, 'w')")
+    (tmp_path / "script.py").write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=strange, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == "[4, 3]\n", done.stderr
+    assert not (strange / "imported").exists()

@@ -144,6 +144,9 @@ def test_a_manifest_with_any_field_changed_or_left_out_is_refused_or_the_same_st
         {"tokens_crc32": 1 << 32},
         {"documents_crc32": "456"},
         {"made_from": ["a.txt"]},
+        {"tokens_sha256": "0" * 64},
+        {"tokens_sha256": "0" * 64, "documents_sha256": "x" * 64},
+        {"tokens_sha256": 0, "documents_sha256": 0},
     ],
 )
 def test_a_receipt_with_a_field_of_another_type_or_range_is_refused(change):

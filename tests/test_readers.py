@@ -1,7 +1,10 @@
 import csv
+import errno
 import gzip
+import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_files import find_files, needs_permissions, serve
 
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import FileError, InvalidValue
 from gpt2_lit.text import readers as documents
 from gpt2_lit.text.bpe import gpt2_tokenizer
 from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile
@@ -431,7 +434,10 @@ def test_the_text_may_be_in_another_field(tmp_path):
         ("{", "this is not JSON (Expecting property name"),
         ('{"text": "a"} {}', "this is not JSON (Extra data"),
         ("[" * 100_000, "recursion"),
-        ("[1]", "this is a JSON list. Each line must be an object, like {'text': ...}"),
+        (
+            "[1]",
+            "this is a JSON list. Each line must be an object, like {'text': ...}. Make lines of the list: jq -c '.[]'",
+        ),
         ("null", "this is a JSON null"),
         ('\ufeff{"text": "a"}', "this is not JSON (Unexpected UTF-8 BOM"),
         ('{"Text": "a", "id": 1}', "has no field 'text'. It has: Text, id. Did you mean Text? Set data.text_field."),
@@ -822,6 +828,16 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
         (b"PAR1 text", "is Parquet"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "is a Git LFS pointer.*git lfs pull"),
         (b"{\\rtf1 text}", "is RTF"),
+        (b"book.txt".ljust(257, b"\0") + b"ustar\x0000", "is a tar archive. Unpack it"),
+        (b"\x89PNG\r\n\x1a\n", "is an image"),
+        (b"GIF89a\1\0\1\0", "is an image"),
+        (pickle.dumps(["text"]), "is a pickle"),
+        (pickle.dumps(["text"], protocol=0), "is a pickle"),
+        (b'\x10\0\0\0\0\0\0\0{"x":{}         }', "is a safetensors file"),
+        (b"GGUF\3\0\0\0", "is a GGUF file"),
+        (b"SQLite format 3\0", "is a database of SQLite"),
+        (b"\x7fELF\2\1\1\0", "is a program"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a file of Office"),
         (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
         (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
     ],
@@ -840,6 +856,9 @@ def test_a_text_about_these_is_one(tmp_path):
         "a %PDF- in the middle",
         "<p>html</p>",
         "PK",
+        "GGUF is a format, and GIF89a too",
+        "MZ begins a program",
+        "x" * 257 + "ustar",
         "version https://example.org",
     ):
         (tmp_path / "text.txt").write_text(text)
@@ -858,6 +877,34 @@ def test_zeros_after_a_gzip_member_are_skipped_and_nothing_else_is(tmp_path, pad
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole gzip file"):
             read(path)
+
+
+def test_a_table_or_notebook_is_not_read_as_plain_text(tmp_path):
+    for name, way_out in {"a.tsv": "Save it as .csv", "b.IPYNB": "nbconvert"}.items():
+        (tmp_path / name).write_text('{"cells": ["a\tb"]}')
+        assert re.search(f"(?s){name} is a .*{way_out}.*let its name end in .txt", first_error(tmp_path / name))
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_csv_with_other_separators_than_commas_is_told(tmp_path, sign):
+    (tmp_path / "a.csv").write_text(f"id{sign}text\n1{sign}one, two\n")
+    assert f"its fields are separated by {sign!r}, not by commas" in first_error(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(f"id{sign}text\none\n")
+    assert read(tmp_path / "a.csv", text_field=f"id{sign}text") == ["one"]
+
+
+def test_an_error_of_the_disk_is_not_told_as_damage(monkeypatch, tmp_path):
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    table = strings(["word"] * 10)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    write_arrow(tmp_path / "a.arrow", table)
+    monkeypatch.setattr(documents, "open_file", lambda file: Broken(Path(file.path).read_bytes()))
+    for name in ("a.parquet", "a.arrow"):
+        with pytest.raises(FileError, match=f"{name} cannot be read: Input/output error. Check its permissions"):
+            read(tmp_path / name)
 
 
 # Files that unpack to far more than they are stored in.

@@ -294,6 +294,19 @@ def test_a_directory_that_only_looks_like_it_is_read(tmp_path, names):
     assert len(find_files(write(tmp_path, *names))) == sum(not name.endswith(".bin") for name in names)
 
 
+@pytest.mark.parametrize("pattern", ["*.jsonl", "*", "**/*.jsonl", "w[ia]ki*"])
+def test_a_pattern_of_several_splits_is_refused_and_one_of_one_split_is_read(tmp_path, monkeypatch, pattern):
+    write(tmp_path, "wiki-test-0.jsonl", "wiki-train-0.jsonl", "wiki-train-1.jsonl")
+    message = r"what matches .* holds several splits of a dataset \(wiki-test-0.jsonl, wiki-train-0.jsonl\)"
+    for name in (str(tmp_path / pattern), pattern):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InvalidValue, match=message) as caught:
+            find_files(name)
+        assert re.search(r"read: (\S*/)?wiki-train-\*\.jsonl; for all", str(caught.value))
+    assert len(find_files(tmp_path / "wiki-train-*.jsonl")) == 2
+    assert len(find_files([tmp_path / "wiki-train-*.jsonl", tmp_path / "wiki-test-0.jsonl"])) == 3
+
+
 @pytest.fixture
 def linked(tmp_path) -> Path:
     write(tmp_path, "corpus/a.txt", "disk/b.txt", "above.txt")
@@ -445,6 +458,12 @@ def test_a_folder_and_a_glob_may_be_elsewhere(memory):
         assert stream.read() == b"text of b.txt"
     memory.pipe("/books/b.txt", b"other, as long")
     assert find_files("memory://books/b.txt") != [file]
+
+
+def test_a_pattern_of_several_splits_elsewhere_is_refused(memory):
+    memory.pipe({f"/books/set-{name}.txt": b"a" for name in ("train", "test")})
+    with pytest.raises(InvalidValue, match=r"what matches /books/set-\*\.txt holds several splits"):
+        find_files("memory://books/set-*.txt")
 
 
 @pytest.mark.parametrize("name", ["memory://books/z/d.txt", "memory://books/*.rst", "memory://books/empty"])

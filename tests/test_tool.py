@@ -1,5 +1,6 @@
 """The tool as a process of its own, beside what a training gets."""
 
+import hashlib
 import json
 import os
 import re
@@ -284,7 +285,8 @@ def test_plan_far_into_a_store_of_a_trillion_tokens(as_json, tmp_path):
 def test_verify_names_the_damaged_file_and_how_to_mend_it(tool, store, corpus, capsys):
     status, out, _ = tool("verify", store)
     assert status == 0
-    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are as they were written")
+    assert out.startswith(f"{store}: all 3,962 tokens in 1 shards are unchanged since they were written,")
+    assert out.endswith("by CRC-32: finds accidents, not people.\n")
     [file] = store.glob("tokens-*")
     content = bytearray(file.read_bytes())
     content[1000] ^= 4
@@ -536,6 +538,14 @@ def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_store_prepared_with_sha256_is_verified_by_it(tool, corpus, tmp_path):
+    assert tool("prepare", corpus, tmp_path / "tokens", "--sha256")[0] == 0
+    status, out, _ = tool("verify", tmp_path / "tokens")
+    assert status == 0
+    manifest = hashlib.sha256((tmp_path / "tokens" / "manifest.json").read_bytes()).hexdigest()
+    assert f"by SHA-256. That of manifest.json, which holds the others, is {manifest}" in out
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback(store):
     code = f"{sys.executable} -c 'from gpt2_lit.cli.tool import main; main()' preview {store} --windows 3000 | head -1"
     done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, timeout=100)
@@ -572,9 +582,9 @@ def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
     assert [column.justify for column in columns] == ["right", "left", "right"]
 
 
-@pytest.mark.parametrize("name", sorted(_parser()[1]))
+@pytest.mark.parametrize("name", sorted(_parser({})[1]))
 def test_each_argument_of_a_command_is_explained_and_what_it_takes_is_in_capitals(name: str) -> None:
-    for action in _parser()[1][name]._actions:
+    for action in _parser({})[1][name]._actions:
         assert action.help
         if action.nargs != 0 and not action.choices:
             assert isinstance(action.metavar, str)

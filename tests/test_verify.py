@@ -1,11 +1,14 @@
+import hashlib
+import zlib
 from pathlib import Path
 
 import pytest
 from test_token_store import END, SHARDS, read_all, write_store
 
-from gpt2_lit.store.manifest import StoreError
+from gpt2_lit.store.manifest import Manifest, StoreError
+from gpt2_lit.store.prepare import prepare
 from gpt2_lit.store.token_store import open_store
-from gpt2_lit.store.verify import _problem, verify
+from gpt2_lit.store.verify import _problem, checked_by, verify
 
 
 @pytest.fixture
@@ -67,7 +70,31 @@ def test_a_damaged_file_is_named_with_what_it_was_made_from(store):
 
 
 def test_a_file_that_cannot_be_read_has_a_problem(tmp_path):
-    assert _problem(str(tmp_path), 0, lambda num_bytes: None) == "cannot be read (Is a directory)"
+    assert _problem(str(tmp_path), 0, "", lambda num_bytes: None) == "cannot be read (Is a directory)"
+
+
+def test_a_change_by_somebody_who_mends_the_crc_is_found_by_sha256(tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    plain, hashed = tmp_path / "plain", tmp_path / "hashed"
+    before = prepare(tmp_path / "a.txt", plain).manifest
+    assert "sha256" not in (plain / "manifest.json").read_text()
+    [shard] = prepare(tmp_path / "a.txt", hashed, sha256=True).manifest.shards
+    assert shard.tokens_sha256 == hashlib.sha256((hashed / shard.tokens_file).read_bytes()).hexdigest()
+    assert shard.documents_sha256 == hashlib.sha256((hashed / shard.documents_file).read_bytes()).hexdigest()
+    assert [shard._replace(tokens_sha256="", documents_sha256="")] == before.shards
+    assert verify(hashed) == []
+    assert prepare(tmp_path / "a.txt", hashed).num_made == 0
+    assert prepare(tmp_path / "a.txt", plain, sha256=True).num_made == 1
+    assert (plain / "manifest.json").read_bytes() == (hashed / "manifest.json").read_bytes()
+    assert hashlib.sha256((plain / "manifest.json").read_bytes()).hexdigest() in checked_by(plain)
+
+    ids = bytes((hashed / shard.tokens_file).stat().st_size)
+    (hashed / shard.tokens_file).write_bytes(ids)
+    mended = shard._replace(tokens_crc32=zlib.crc32(ids))
+    (hashed / shard.receipt_file).write_bytes(mended.dumps())
+    (hashed / "manifest.json").write_bytes(Manifest.load(hashed)._replace(shards=[mended]).dumps())
+    [damage] = verify(hashed)
+    assert damage.problem.startswith("was changed: its SHA-256 is")
 
 
 def test_a_store_is_compared_with_its_checksums_before_it_is_opened_if_asked_for(store):

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from gpt2_lit.cli.data_options import add_data_options, data_options, given
 from gpt2_lit.cli.messages import errors_as_messages, prepare_console, program_name
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def prepare(options: argparse.Namespace) -> None:
     text_options = TextOptions(**chosen)
     texts = partial(Source.of(options.source).read, text_options)
     recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
-    done = make_store(options.source, options.store, recipe, options.processes, show_progress=not options.json)
+    done = make_store(options.source, options.store, recipe, options.processes, not options.json, sha256=options.sha256)
     manifest = done.manifest
     if options.json:
         _print_json(
@@ -211,6 +211,7 @@ def verify(options: argparse.Namespace) -> None:
       gpt2-lit verify tokens
     """
     from gpt2_lit.store.manifest import Manifest
+    from gpt2_lit.store.verify import checked_by
     from gpt2_lit.store.verify import verify as damages_of
 
     manifest = Manifest.load(options.store)
@@ -223,7 +224,8 @@ def verify(options: argparse.Namespace) -> None:
         sys.exit(1)
     if not options.json:
         num_tokens, num_shards = f"{manifest.num_tokens:,}", f"{len(manifest.shards):,}"
-        print(f"{options.store}: all {num_tokens} tokens in {num_shards} shards are as they were written.")
+        print(f"{options.store}: all {num_tokens} tokens in {num_shards} shards are unchanged since they were written,")
+        print(checked_by(options.store))
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -317,6 +319,23 @@ def export(options: argparse.Namespace) -> None:
     console = _console()
     console.print(table)
     console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
+
+
+def init(options: argparse.Namespace) -> None:
+    """put configs and an example backbone into a directory, and overwrite nothing
+
+    example:
+      gpt2-lit init my_gpt && cd my_gpt && gpt2-lit fit --config configs/tiny.yaml
+    """
+    from gpt2_lit.cli.starter import copy_starter
+
+    names = copy_starter(Path(options.directory))
+    if options.json:
+        _print_json({"directory": os.path.abspath(options.directory), "files": names})
+        return
+    change = "" if options.directory == "." else f"cd {shlex.quote(options.directory)} && "
+    print("\n".join(f"  {name}" for name in names))
+    print(printable(f"Train: {change}{program_name()} fit --config configs/tiny.yaml"))
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -553,6 +572,7 @@ The options of a command:  gpt2-lit COMMAND --help
     make.add_argument("source", metavar="SOURCE", nargs="+", help="files, directories, patterns or URLs")
     make.add_argument("store", metavar="STORE", help="directory for the tokens")
     number(make, "--processes", 1, None, "processes that encode (default: one for each core)")
+    make.add_argument("--sha256", action="store_true", help="record a SHA-256 of each shard, which verify compares")
     add_data_options(make, RECIPE_OPTIONS)
 
     told = command(info)
@@ -581,6 +601,9 @@ The options of a command:  gpt2-lit COMMAND --help
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+
+    begun = command(init)
+    begun.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="made if absent (default: here)")
 
     listed = command(cache)
     listed.add_argument("--clear", metavar="NAME", nargs="*", help="delete these, or all")

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
+from gpt2_lit.store.workers import inherited
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
 
@@ -28,7 +29,8 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
 
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
-            with _sigterm_blocked():
+            # First, as the other starts a process: none imports a file of the working directory.
+            with inherited(PYTHONSAFEPATH="1"), _sigterm_blocked():
                 return super().__iter__()
         if self.pin_memory:
             return super().__iter__()

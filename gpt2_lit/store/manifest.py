@@ -20,6 +20,7 @@ DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
 _KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class VersionError(StoreError):
@@ -52,6 +53,8 @@ class Shard(NamedTuple):
     tokens_crc32: int
     documents_crc32: int
     made_from: str  # the first and the last file in it, for people
+    tokens_sha256: str = ""  # if it was asked for: finds changes that somebody has made on purpose, too
+    documents_sha256: str = ""
 
     @property
     def tokens_file(self) -> str:
@@ -67,7 +70,12 @@ class Shard(NamedTuple):
 
     def dumps(self) -> bytes:
         """The bytes of its receipt."""
-        return _sealed(self._asdict())
+        return _sealed(self.recorded())
+
+    def recorded(self) -> dict[str, Any]:
+        """Its fields, without those that it does not have."""
+        defaults = self._field_defaults.items()
+        return {name: value for name, value in self._asdict().items() if (name, value) not in defaults}
 
     @classmethod
     def loads(cls, receipt: bytes) -> "Shard":
@@ -80,12 +88,15 @@ class Shard(NamedTuple):
     @classmethod
     def of(cls, content: Any) -> "Shard":
         """A shard of JSON from anybody; a ValueError, TypeError or KeyError unless every field is what it must be."""
-        shard = cls(**{name: content[name] for name in cls._fields})
+        given = [name for name in cls._fields if name in content or name not in cls._field_defaults]
+        shard = cls(**{name: content[name] for name in given})
         _check(isinstance(shard.key, str) and _KEY.fullmatch(shard.key))
         _check(all(map(_is_count, (shard.num_tokens, shard.num_documents, shard.num_bytes))))
         _check(shard.num_documents <= shard.num_tokens)  # each ends with one
         _check(_is_crc32(shard.tokens_crc32) and _is_crc32(shard.documents_crc32))
         _check(isinstance(shard.made_from, str))
+        hashes = (shard.tokens_sha256, shard.documents_sha256)
+        _check(hashes == ("", "") or all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in hashes))
         return shard
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
@@ -126,6 +137,10 @@ class Manifest(NamedTuple):
         return sum(shard.num_documents for shard in self.shards)
 
     @property
+    def has_sha256(self) -> bool:
+        return all(shard.tokens_sha256 for shard in self.shards)
+
+    @property
     def content(self) -> str:
         """A checksum of all tokens: the same for the same tokens in the same shards, wherever the store lies."""
         return content_of([(shard.num_tokens, shard.tokens_crc32) for shard in self.shards])
@@ -139,7 +154,7 @@ class Manifest(NamedTuple):
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
             **self._asdict(),
-            "shards": [shard._asdict() for shard in self.shards],
+            "shards": [shard.recorded() for shard in self.shards],
         }
         return _sealed(content, indent=1)
 

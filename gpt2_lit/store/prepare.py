@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,7 @@ def prepare(
     recipe: Recipe | None = None,
     num_processes: int | None = None,
     show_progress: bool = True,
+    sha256: bool = False,
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
@@ -54,11 +56,12 @@ def prepare(
         recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
         num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
+        sha256: Whether receipts and manifest also have a SHA-256 of each shard; shards without it are made again.
 
     Raises:
         OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
-    recipe = recipe or Recipe()
+    recipe = replace(recipe or Recipe(), sha256=sha256)
     files, report = Source.of(source).look()
     files = absolute(files)
     storage = LocalStorage(Path(store).absolute())
@@ -107,7 +110,9 @@ class _Work(NamedTuple):
         plans = plan_shards(files, recipe, shard_bytes)
         finished = {}
         if recipe.tokenizer.fingerprint:  # else nobody knows whether they are its tokens
-            finished = writer.finished([plan.key for plan in plans], token_dtype(recipe.tokenizer.vocab_size))
+            finished = writer.finished(
+                [plan.key for plan in plans], token_dtype(recipe.tokenizer.vocab_size), recipe.sha256
+            )
         shards = [finished.get(plan.key) for plan in plans]
         is_done = former is not None and shards == former.shards and not former.damages(writer.storage)
         return cls(former, shard_bytes, plans, finished, is_done)

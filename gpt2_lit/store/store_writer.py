@@ -1,5 +1,6 @@
 """tokens of shards -> a store: the one owner of its names, receipts, commit and deletion (docs/store.md)."""
 
+import hashlib
 import re
 import zlib
 from array import array
@@ -61,32 +62,37 @@ class StoreWriter(NamedTuple):
                 return read_sources(raw)
         return None
 
-    def finished(self, keys: Iterable[str], dtype: np.dtype) -> dict[str, Shard]:
-        """Of these shards those that are whole, by their receipts and the sizes of their files."""
+    def finished(self, keys: Iterable[str], dtype: np.dtype, sha256: bool = False) -> dict[str, Shard]:
+        """Of these shards those that are whole, by receipts and file sizes; with ``sha256`` those that have it."""
         sizes, shards = self.storage.list(), {}
         for key in keys:
             if receipt_file(key) in sizes:
                 with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                     shard = Shard.loads(self.storage.read(receipt_file(key)))
-                    if shard.key == key and shard.file_sizes(dtype).items() <= sizes.items():
+                    is_whole = shard.key == key and shard.file_sizes(dtype).items() <= sizes.items()
+                    if is_whole and (shard.tokens_sha256 or not sha256):
                         shards[key] = shard
         return shards
 
     @contextmanager
-    def put_shard(self, key: str, made_from: str, end_of_text: np.ndarray) -> Iterator["ShardWriter"]:
+    def put_shard(
+        self, key: str, made_from: str, end_of_text: np.ndarray, sha256: bool = False
+    ) -> Iterator["ShardWriter"]:
         """Give a shard to write to, which is finished after the block.
 
         Args:
             key: Its name.
             made_from: What people call what it is made from.
             end_of_text: The id after each document, in the store's type; shape (1,).
+            sha256: Whether its receipt also gets a SHA-256 of each of its files.
         """
         with self.storage.put(tokens_file(key)) as file:
-            writer = ShardWriter(file, end_of_text)
+            writer = ShardWriter(file, end_of_text, sha256)
             yield writer
         documents = np.array(writer.ends, DOCUMENTS_DTYPE).tobytes()
         counts = (writer.num_tokens, len(writer.ends), writer.num_bytes)
-        writer.shard = shard = Shard(key, *counts, writer.checksum, zlib.crc32(documents), made_from)
+        hashes = (writer.sha256.hexdigest(), hashlib.sha256(documents).hexdigest()) if writer.sha256 else ()
+        writer.shard = shard = Shard(key, *counts, writer.checksum, zlib.crc32(documents), made_from, *hashes)
         self._put(shard.documents_file, documents)
         self._put(shard.receipt_file, shard.dumps())  # last: with it the shard is finished
 
@@ -114,9 +120,10 @@ class StoreWriter(NamedTuple):
 class ShardWriter:
     """The tokens of one shard on their way into its file."""
 
-    def __init__(self, file: BinaryIO, end_of_text: np.ndarray) -> None:
+    def __init__(self, file: BinaryIO, end_of_text: np.ndarray, sha256: bool = False) -> None:
         self._file, self._end_of_text = file, end_of_text
         self.num_tokens = self.num_bytes = self.checksum = 0
+        self.sha256 = hashlib.sha256() if sha256 else None
         self.ends = array("q")  # of documents, in tokens
         self.shard: Shard | None = None  # once it is finished
 
@@ -125,6 +132,8 @@ class ShardWriter:
         block = ids.astype(self._end_of_text.dtype, copy=False).data
         self._file.write(block)
         self.checksum = zlib.crc32(block, self.checksum)
+        if self.sha256:
+            self.sha256.update(block)
         self.num_tokens += len(ids)
         self.num_bytes += num_bytes
 

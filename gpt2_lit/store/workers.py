@@ -42,7 +42,7 @@ def encode_shard(
     tokenizer, num_ends_kept = recipe.tokenizer, 0
     end_of_text_name = tokenizer.end_of_text_name
     end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
-    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text) as writer:
+    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text, recipe.sha256) as writer:
         for part in plan.parts:
             for text, ends_document in _pieces(part, recipe):
                 ids = _encoded(text, tokenizer, part)
@@ -142,29 +142,34 @@ def _process_pool(num_processes: int) -> Executor:
     from loky import ProcessPoolExecutor
 
     # No file of the working directory is imported, and no process replaced because its memory grows.
-    with _inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"):
+    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), _sigint_blocked():
         executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
         executor.submit(int)  # starts all processes
     return executor
 
 
 @contextmanager
-def _inherited(**environment: str) -> Iterator[None]:
-    """What processes that are started now inherit: an environment, and a deaf ear for Ctrl-C.
-
-    Ctrl-C reaches every process of a terminal; the parent stops the workers, also those that are starting.
-    """
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ |= environment
-    mask = None
-    if hasattr(signal, "pthread_sigmask"):  # elsewhere, on Windows, _start_worker does it
-        resource_tracker.ensure_running()  # which would end the blocking
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _sigint_blocked() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; the parent stops the workers, also those that are starting."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows, where _start_worker does it
+        yield
+        return
+    resource_tracker.ensure_running()  # which would end the blocking
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def inherited(**environment: str) -> Iterator[None]:
+    """An environment for the processes that are started within this block."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ |= environment
+    try:
+        yield
+    finally:
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:

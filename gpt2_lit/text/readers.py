@@ -429,7 +429,10 @@ def _text_field(line: str, field: str) -> str:
             "lines by: jq -c '.[]')."
         ) from None
     if not isinstance(value, dict):
-        raise InvalidValue(f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.")
+        make = " Make lines of the list: jq -c '.[]'" if isinstance(value, list) else ""
+        raise InvalidValue(
+            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.{make}"
+        )
     if field not in value:
         raise InvalidValue(f"the object has no field {field!r}. {_names(field, value)}")
     if not isinstance(value[field], str):
@@ -488,6 +491,14 @@ _NOT_TEXT = (
     (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
     (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
     (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"(?s:.{257})ustar(?:\x00|  \x00)", "a tar archive", "Unpack it, and give the directory."),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Office, as are .doc and .xls", "Export its text."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a[^\n]{0,60}\0", "an image", "Give a text."),
+    (rb"\x80[\x02-\x05][\x95\]}(cX]|\(lp0\n|\(dp0\n", "a pickle of Python", "Write what it holds as lines of JSON."),
+    (rb"(?s:.{6}\0\0)\{\"", "a safetensors file", "Give a text: these are the weights of a model."),
+    (rb"GGUF[^\n]?\0", "a GGUF file", "Give a text: these are the weights of a model."),
+    (rb"SQLite format 3\x00", "a database of SQLite", "Export its texts as CSV."),
+    (rb"\x7fELF|MZ[^\n]{0,60}\0", "a program", "Give a text."),
     (rb"PAR1", "Parquet", "Let its name end in .parquet."),
     (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
@@ -501,7 +512,18 @@ _NOT_TEXT = (
 )
 
 
+# What would be read as plain text, marks and all.
+_NOT_PLAIN = {
+    ".tsv": ("a table", "Save it as .csv"),
+    ".ipynb": ("a notebook", "Export it by: jupyter nbconvert --to markdown"),
+}
+
+
 def _check_is_text(file: SourceFile, beginning: bytes) -> None:
+    extension = extensions(file.path)[0]
+    if extension in _NOT_PLAIN and extension not in FORMATS:
+        what, way_out = _NOT_PLAIN[extension]
+        raise InvalidValue(f"{file.path} is {what}. {way_out}; to read it as it is, let its name end in .txt.")
     for magic, what, way_out in _NOT_TEXT:
         if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
             raise InvalidValue(f"{file.path} is {what}. {way_out}")
@@ -588,6 +610,9 @@ def _csv_lines(file: SourceFile, options: TextOptions) -> Iterator[str]:
 def _csv_column(header: Sequence[str], field: str) -> int:
     if header.count(field) == 1:
         return header.index(field)
+    other = re.search(r"[;\t|]", header[0]) if len(header) == 1 else None
+    if other:
+        raise ValueError(f"its fields are separated by {other[0]!r}, not by commas. Save it with commas.")
     number = "several columns" if field in header else "no column"
     names = [textwrap.shorten(name, 40) for name in header]  # without a header they are a text
     raise ValueError(f"the first line, which names the columns, has {number} {field!r}. {_names(field, names)}")

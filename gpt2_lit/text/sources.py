@@ -205,10 +205,10 @@ _SPLIT = re.compile(r"(?<![a-z\d])(train|training|validation|valid|val|dev|eval|
 _SPLIT_NAMES = {"training": "train", "test": "test", "train": "train"}  # the others are validation
 
 
-def _check_splits(directory: str, chosen: Sequence[str]) -> None:
+def _check_splits(directory: str, chosen: Sequence[str], pattern: str = "") -> None:
     """Refuse names that differ only in the split that they name: train-0-of-2.parquet and test-0-of-1.parquet."""
     found: dict[tuple, dict[str, str]] = {}
-    for path in chosen:
+    for path in sorted(chosen):
         *parents, name = os.path.relpath(path, directory).replace(os.sep, "/").split("/")
         for depth, part in enumerate([*parents, name]):
             is_file = depth == len(parents)
@@ -224,9 +224,10 @@ def _check_splits(directory: str, chosen: Sequence[str]) -> None:
         # Directories of programs are called test and dev too.
         if len(places) > 1 and (key[-1] or "train" in places):
             place = places.get("train") or next(iter(places.values()))
+            where = f"what matches {pattern}" if pattern else f"the directory {directory}"
             way = re.sub(r"\d+", "*", place) if key[-1] else place
             raise InvalidValue(
-                f"data.source: the directory {directory} holds several splits of a dataset "
+                f"data.source: {where} holds several splits of a dataset "
                 f"({', '.join(places.values())}), which should not get mixed. Name the one to read: "
                 f"{os.path.join(directory, way)}; for all of them give each as an item of a list."
             )
@@ -341,6 +342,7 @@ def _matches(pattern: str, passed_over: list[str]) -> list[str]:
             paths += [] if "**" in pattern else _below(path, passed_over)
         elif _is_there(path, passed_over):
             paths.append(path)
+    _check_splits(os.path.dirname(re.split(r"[*?[]", pattern)[0]), paths, pattern)
     return paths
 
 
@@ -415,6 +417,7 @@ def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
         if any(sign in path for sign in "*?["):
             found = filesystem.glob(path, detail=True)
             found = {name: info for name, info in found.items() if info["type"] == "file"}
+            _check_splits(os.path.dirname(re.split(r"[*?[]", path)[0]), list(found), path)
         elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
             shown = [name for name in found if "/." not in name.removeprefix(path)]

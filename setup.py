@@ -1,0 +1,21 @@
+"""Puts configs/ and examples/, which are in the repository once, into the wheel, too: gpt2-lit init copies them."""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithStarter(build_py):
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for pattern in ("configs/*.yaml", "examples/*.py"):
+            for file in Path().glob(pattern):
+                target = Path(self.build_lib, "gpt2_lit", "assets", "starter", file)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(file), str(target))
+
+
+setup(cmdclass={"build_py": BuildWithStarter})
