@@ -252,7 +252,8 @@ def find_reach(work: Path) -> None:
     config = work / "coveragerc"
     config.write_text(
         f"[run]\nsource = gpt2_lit\ndata_file = {work}/data\nparallel = true\npatch = subprocess\nsigterm = true\n"
-        "context = ${PYTEST_CURRENT_TEST-}\n"
+        "context = ${PYTEST_CURRENT_TEST-}\n",
+        encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": f"{project}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     python = [sys.executable, "-m", "coverage"]
