@@ -6,16 +6,35 @@ else that reaches the command line is a bug or comes from other code, and keeps 
 
 import errno
 import re
+from urllib.parse import unquote
+
+_SECRET = re.compile(r"(?i)token|key|sig|secret|passw|pwd|credential|auth|session")
 
 # What a disk says. Any other OSError is a bug, or comes from other code.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def without_secrets(text: str) -> str:
-    """The same text, with no password or token of a URL in it, so that it may be shown and kept."""
-    text = re.sub(r"(?i)\b((?:https?|s?ftp|ssh|smb|webdavs?)://)[^/@\s]*@", r"\1", text)
-    secret = r"token|key|sig|secret|passw|credential|auth|session"
-    return re.sub(rf"(?i)([?&][\w.-]*(?:{secret})[\w.-]*=)[^&#\s,'\"]*", r"\1...", text)
+    """The same text, with no password or token of a URL in it, so that it may be shown and kept.
+
+    Example:
+        >>> without_secrets("s3://id:secret@bucket/a.txt, https://host/a?page=2&%74oken=abc#access_token=d")
+        's3://bucket/a.txt, https://host/a?page=2&%74oken=...#access_token=...'
+    """
+    # Not of file://, whose names may have an @; and also within the parameters of another URL.
+    text = re.sub(
+        r"(?i)\b(?!file:)([a-z][a-z\d+.-]{0,20}(?:://|%3a%2f%2f))(?:(?!%2f)[^/\s])*(?:@|%40)(?=[^/])", r"\1", text
+    )
+    return re.sub(
+        r"((?:[?&#]|%3f|%26)([\w.%-]{1,100}?)(?:=|%3d))((?:(?!%26|%3f[\w.-]{1,100}?(?:=|%3d))[^&#\s,'\"])*)",
+        _hidden,
+        text,
+        flags=re.IGNORECASE,
+    )
+
+
+def _hidden(parameter: re.Match[str]) -> str:
+    return f"{parameter[1]}..." if _SECRET.search(unquote(parameter[2])) else parameter[0]
 
 
 def printable(text: str, most: int = 4000) -> str:

@@ -1,4 +1,6 @@
 import math
+import re
+from html import unescape
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gpt2_lit.monitor.counts import (
     PIECE_TOKENS,
     SAMPLE_TOKENS,
     STORE_TOKENS,
+    Corpus,
     count_ids,
     sample,
     sample_pieces,
@@ -19,6 +22,7 @@ from gpt2_lit.monitor.counts import (
     token_label,
     unigram_perplexity,
     visible,
+    windows_as_text,
 )
 from gpt2_lit.store.token_store import TokenStore
 
@@ -88,6 +92,31 @@ def test_of_a_large_store_pieces_are_counted_from_its_start_to_its_end() -> None
 )
 def test_a_label_makes_visible_what_the_token_is(text, label):
     assert token_label(lambda ids: text, 7) == label
+
+
+def test_a_label_of_a_long_token_is_cut():
+    assert token_label(lambda ids: "a" * 256, 7) == "a" * 256
+    assert token_label(lambda ids: "a" * 10**6, 7) == "a" * 256 + "..."
+
+
+HOSTILE = [
+    *("<script>alert(1)</script>", "</code></pre><img src=x onerror=alert(1)>", "<!--", "-->", "<?php", "<div", "&lt;"),
+    *("[x](javascript:alert(1))", "![i](http://host/x.png)", "[r]: http://host", "<https://host>", "`", "```", "~~~"),
+    *("|", "a|b", "# a", "*b*", "\\", "\t", "\n", "\r", "\x1b[2J", "\x02wzxhzdk:0\x03", "\u202e", "\ud800"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")
+def test_tensorboard_shows_a_hostile_corpus_as_the_text_that_it_is():
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    windows = TokenWindows(np.arange(len(HOSTILE)), context_size=len(HOSTILE) - 1, stride=1)
+    text = windows_as_text(Corpus(lambda ids: "".join(HOSTILE[i] for i in ids), windows))
+    html = markdown_to_safe_html(text)  # as TensorBoard's server does
+    allowed = r"</?(p|strong|pre|code)>"
+    assert "<" not in re.sub(allowed, "", html)
+    shown = {line.strip() for line in unescape(re.sub(allowed, "", html)).splitlines()}
+    assert {line.strip() for line in text.splitlines() if line.startswith("    ")} <= shown
 
 
 def test_no_label_of_gpt2_breaks_a_line_or_a_column():

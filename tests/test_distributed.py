@@ -6,14 +6,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
+import gpt2_lit.monitor.stub
 from gpt2_lit import EmbeddingStub, GPTDataModule
 from gpt2_lit.cli.run import RunCheckpoint, RunLogger
 
@@ -103,8 +106,11 @@ class Mask(nn.Module):
         return vectors * self.mask
 
 
-def val_loss(folder: Path, num_windows: int, batch_size: int, processes: int) -> float:
-    """What a fit logs for validation windows of 4 tokens: the words w0, w1, ..., so that the windows differ."""
+def metrics(folder: Path, num_windows: int, batch_size: int, processes: int) -> list[float]:
+    """What a fit logs for validation windows of 4 tokens: the words w0, w1, ..., so that the windows differ.
+
+    By its clock a step takes a second.
+    """
     text = folder / f"{num_windows}.txt"
     text.write_text(" ".join(f"w{i}" for i in range(4 * num_windows + 1)))
     source = folder / "train.txt"
@@ -120,25 +126,29 @@ def val_loss(folder: Path, num_windows: int, batch_size: int, processes: int) ->
         strategy="ddp_fork" if processes > 1 else "auto",
         max_steps=1,
         limit_train_batches=1,
+        log_every_n_steps=1,
         logger=RunLogger(str(folder)),
         callbacks=[RunCheckpoint(every_n_steps=1)],  # whose processes ask each other in each batch
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, data)
-    return float(trainer.callback_metrics["val/loss"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt2_lit.monitor.stub, "time", SimpleNamespace(perf_counter=lambda: trainer.global_step))
+        trainer.fit(model, data)
+    tags = ("val/loss", "val/perplexity", "throughput/tokens_per_second")
+    return [float(trainer.callback_metrics[tag]) for tag in tags]
 
 
 # One that another process has not, and one behind the last full global batch; and an even number.
 FEW_WINDOWS = [(1, 4), (9, 4), (16, 4), (3, 1)]
 
 
-def test_the_loss_of_validation_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+def test_two_processes_log_the_loss_of_one_and_twice_its_tokens_a_second(tmp_path: Path) -> None:
     code = f"""
 import json, pathlib, test_distributed
 folder = pathlib.Path({str(tmp_path)!r})
-losses = [[test_distributed.val_loss(folder, *few, n) for n in (1, 2)] for few in test_distributed.FEW_WINDOWS]
-print(json.dumps(losses))
+found = [[test_distributed.metrics(folder, *few, n) for n in (1, 2)] for few in test_distributed.FEW_WINDOWS]
+print(json.dumps(found))
 """
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -146,9 +156,13 @@ print(json.dumps(losses))
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    losses = json.loads(ended.stdout.splitlines()[-1])
-    assert len({round(one, 3) for one, _ in losses}) == len(FEW_WINDOWS)
-    assert [two for _, two in losses] == pytest.approx([one for one, _ in losses], rel=1e-6)
+    one, two = (np.array(runs).T for runs in zip(*json.loads(ended.stdout.splitlines()[-1]), strict=True))
+    assert len(set(one[0].round(3))) == len(FEW_WINDOWS)
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    assert one[1] == pytest.approx(np.exp(one[0]), rel=1e-6)
+    assert two[1] == pytest.approx(one[1], rel=1e-6)
+    assert one[2].tolist() == [4 * batch_size for _, batch_size in FEW_WINDOWS]
+    assert two[2].tolist() == [2 * tokens for tokens in one[2]]
 
 
 # Without a Trainer: each process writes down its windows, by a loader made before the process group and one made after.

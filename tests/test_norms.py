@@ -59,6 +59,12 @@ def test_a_band_is_the_mean_and_the_percentiles(norms):
     assert [p05.item(), p95.item()] == pytest.approx(np.percentile(norms, [5, 95]).tolist(), rel=1e-4, abs=1e-6)
 
 
+def test_a_band_of_float64_keeps_its_digits():
+    values = band(1 + torch.arange(101, dtype=torch.float64) * 1e-12)
+    assert [value.dtype for value in values] == 3 * [torch.float64]
+    assert [round((value.item() - 1) * 1e12) for value in values] == [50, 5, 95]
+
+
 @pytest.mark.parametrize("start", [0, 2])
 def test_the_norms_of_an_embedding_are_those_of_both_parts_and_their_sum(start):
     embedding = EmbeddingModule(9, 4, 5, init="normal")

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,126 @@ def test_a_file_that_is_cut_off_is_an_error(file):
         read_tables(file)
 
 
+class Marker:
+    """What a pickle runs: it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_would_run_code_is_an_error_and_does_not_run(tmp_path):
+    torch.save(named() | {"more": Marker(tmp_path / "marker")}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights.pt is not a checkpoint of tensors and plain values: "):
+        EmbeddingModule.from_pretrained(tmp_path / "weights.pt")
+    assert not (tmp_path / "marker").exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_class_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "named_by_it.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = {"class_path": "named_by_it.Backbone", "init_args": {}}
+    parts = {"hyper_parameters": {"backbone": backbone, "_instantiator": "named_by_it.make"}, "state_dict": named()}
+    torch.save(parts | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "last.ckpt")
+    embedding = EmbeddingModule.from_pretrained(tmp_path / "last.ckpt")
+    assert torch.equal(embedding.token_embedding.weight, tables()[0])
+    assert "named_by_it" not in sys.modules
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_fills_the_memory(tmp_path):
+    torch.save(named(), tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain:
+        parts = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in parts.items():
+            bomb.writestr(name, content)
+        bomb.writestr("plain/zeros", bytes(10**7))
+    assert (tmp_path / "bomb.pt").stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"bomb.pt is not a checkpoint .*: its parts are longer than the file"):
+        read_tables(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        torch.ones(1, 1).expand(10**12, D),
+        torch.ones(1, 1, dtype=torch.float16).expand(10**12, D),
+        torch.empty(10**12, D, device="meta"),
+        torch.ones(V, D).to_sparse(),
+    ],
+    ids=["one number", "one short number", "no number", "sparse"],
+)
+def test_a_table_whose_numbers_are_not_in_the_file_is_an_error(tmp_path, token):
+    torch.save({"wte.weight": token, "wpe.weight": torch.ones(T, D)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"each number of them in the file, but those of .* of shape \(1\d+, 4\) and"):
+        EmbeddingModule.from_pretrained(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("length", ["header", "tensor"])
+def test_a_length_that_safetensors_claims_and_has_not_is_an_error(tmp_path, length):
+    claimed = {"dtype": "F32", "shape": [10**12, 250], "data_offsets": [0, 10**15]}
+    header = json.dumps({"wte.weight": claimed, "wpe.weight": claimed}).encode()
+    size = 10**15 if length == "header" else len(header)
+    (tmp_path / "weights.safetensors").write_bytes(size.to_bytes(8, "little") + header + bytes(100))
+    with pytest.raises(ValueError, match="is not a valid safetensors file, or is truncated"):
+        read_tables(tmp_path / "weights.safetensors")
+
+
+def with_index(directory: Path, content: Any) -> Path:
+    directory.mkdir()
+    (directory / "model.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "{outside}", "link.safetensors", "a/b", "..", "a\0b"])
+def test_an_index_cannot_name_a_file_outside_its_directory(tmp_path, file, name):
+    name = name.replace("{outside}", str(file))
+    directory = with_index(tmp_path / "model", {"weight_map": {"wte.weight": name, "wpe.weight": name}})
+    (directory / "link.safetensors").symlink_to(file)
+    with pytest.raises(ValueError, match=r"index.json names .*, which is not in that directory"):
+        read_tables(directory)
+
+
+def test_an_index_in_hugging_faces_cache_names_links_to_its_blobs(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    save_file(named(), tmp_path / "blobs" / "4f5e")
+    weight_map = dict.fromkeys(named(), "model-1.safetensors")
+    directory = with_index(tmp_path / "snapshots" / "c0ffee", {"weight_map": weight_map})
+    (directory / "model-1.safetensors").symlink_to("../../blobs/4f5e")
+    assert torch.equal(read_tables(directory).token, tables()[0])
+
+
+@pytest.mark.parametrize("content", [[1], {}, {"weight_map": [["a"]]}, {"weight_map": {"wte.weight": 3}}, "{"])
+def test_an_index_of_another_form_is_an_error_that_shows_the_form(tmp_path, content):
+    with pytest.raises(ValueError, match=r'index.json must be JSON with .*: {"weight_map": {"wte.weight": "model-'):
+        read_tables(with_index(tmp_path / "model", content))
+
+
+def test_an_index_that_names_a_file_without_the_tensor_is_an_error(tmp_path):
+    directory = with_index(tmp_path / "model", {"weight_map": dict.fromkeys(named(), "other.safetensors")})
+    save_file(OTHERS, directory / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors is not a valid safetensors file"):
+        read_tables(directory)
+
+
+def test_a_checkpoint_may_hold_more_than_tensors_by_names(tmp_path):
+    torch.save(named() | {1: torch.ones(1), "model": "gpt2", "step": 3}, tmp_path / "weights.pt")
+    assert torch.equal(read_tables(tmp_path / "weights.pt").token, tables()[0])
+
+
+def test_an_error_escapes_what_it_quotes(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        read_tables("https://me:password@host/a\x1b[2J?token=abc")
+    assert "\x1b" not in str(caught.value)
+    assert "password" not in str(caught.value)
+    assert "abc" not in str(caught.value)
+
+
 def test_a_checkpoint_of_something_else_is_an_error(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="must hold a dictionary of tensors by their names, got list"):
@@ -299,78 +420,3 @@ def test_without_the_packages_the_error_says_how_to_install_them(file, package, 
     done = run_plainly(f"{code}EmbeddingModule.from_pretrained({source!r})")
     message = f"published weights need the package {package}. Install it with: pip install 'gpt2-lit[pretrained]'"
     assert done.stderr.strip().splitlines()[-1] == f"gpt2_lit.errors.MissingPackage: {message}"
-
-
-class Marker:
-    """What a pickle from somebody else may hold: reading it would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.path,))
-
-
-@pytest.mark.parametrize("place", ["hyper_parameters", "state_dict"])
-def test_reading_a_checkpoint_runs_no_code_from_it(tmp_path, place):
-    path, mark = tmp_path / "last.ckpt", tmp_path / "mark"
-    torch.save({"state_dict": named()} | {place: Marker(mark)}, path)
-    with pytest.raises(ValueError, match="is not a checkpoint of tensors and plain values"):
-        EmbeddingModule.from_pretrained(path)
-    assert not mark.exists()
-    torch.load(path, weights_only=False)  # so the test would see it
-    assert mark.exists()
-
-
-def test_a_class_that_a_checkpoint_names_is_not_imported(tmp_path):
-    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')", encoding="utf-8")
-    torch.save(
-        {"state_dict": named(), "hyper_parameters": {"backbone": {"class_path": "theirs.Blocks"}}},
-        tmp_path / "last.ckpt",
-    )
-    code = "from gpt2_lit import EmbeddingModule; print(EmbeddingModule.from_pretrained('last.ckpt').vocab_size)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{V}\n"
-    assert not (tmp_path / "mark").exists()
-
-
-@pytest.mark.parametrize(
-    "elsewhere", ["../secret.safetensors", "{root}/secret.safetensors", "sub/../../secret.safetensors"]
-)
-def test_an_index_cannot_name_files_outside_its_directory(tmp_path, elsewhere):
-    save_file(named(), tmp_path / "secret.safetensors")
-    directory = tmp_path / "weights"
-    (directory / "sub").mkdir(parents=True)
-    index = {"weight_map": dict.fromkeys(named(), elsewhere.format(root=tmp_path))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"names files outside its directory: "):
-        read_tables(directory)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"wte.weight": 3}}', "\0"])
-def test_an_index_of_another_form_is_an_error(tmp_path, content):
-    (tmp_path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="must be JSON with a weight_map"):
-        read_tables(tmp_path)
-
-
-def test_an_index_that_names_a_tensor_which_is_not_there_is_an_error(tmp_path):
-    save_file(OTHERS, tmp_path / "model-1.safetensors")
-    index = {"weight_map": dict.fromkeys(named(), "model-1.safetensors")}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model-1\.safetensors has no tensor wte\.weight"):
-        read_tables(tmp_path)
-
-
-def test_a_header_that_claims_more_than_the_file_has_takes_no_memory(tmp_path):
-    header = json.dumps({"wte.weight": {"dtype": "F32", "shape": [10**9, 10**6], "data_offsets": [0, 4 * 10**15]}})
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
-    with pytest.raises(ValueError, match="is not a valid safetensors file, or is truncated"):
-        read_tables(path)
-
-
-def test_what_is_no_tensor_in_a_checkpoint_is_no_table(tmp_path):
-    torch.save({"wte.weight": "a text", "wpe.weight": 3, "model": "gpt2"}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="has none among 0 tensors"):
-        read_tables(tmp_path / "odd.pt")

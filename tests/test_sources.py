@@ -294,6 +294,17 @@ def test_a_directory_that_only_looks_like_it_is_read(tmp_path, names):
     assert len(find_files(write(tmp_path, *names))) == sum(not name.endswith(".bin") for name in names)
 
 
+def test_a_name_cannot_write_to_the_terminal(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "gone\x1b[2J\nb.txt").symlink_to("nowhere")
+    (tmp_path / "c.\x1b[2J").write_text("text")
+    source = Source.of([tmp_path, tmp_path / "c.\x1b[2J"])
+    report = source.look()[1]
+    assert r"gone\x1b[2J\nb.txt (a link to nothing)" in report
+    assert report.isprintable()
+    assert str(source).isprintable()
+
+
 @pytest.mark.parametrize("pattern", ["*.jsonl", "*", "**/*.jsonl", "w[ia]ki*"])
 def test_a_pattern_of_several_splits_is_refused_and_one_of_one_split_is_read(tmp_path, monkeypatch, pattern):
     write(tmp_path, "wiki-test-0.jsonl", "wiki-train-0.jsonl", "wiki-train-1.jsonl")

@@ -1,8 +1,8 @@
 """files of weights -> tables: the token and the position embedding of a GPT-2, and nothing else of it."""
 
 import json
-import os
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -56,12 +56,21 @@ def read_tables(source: str | Path) -> Tables:
     else:
         tables = _from_checkpoint(path)
     token, position = tables
-    if any(table.ndim != 2 or not table.is_floating_point() or table.shape[1] != token.shape[-1] for table in tables):
+    if not all(_holds_vectors(table) for table in tables) or token.shape[1] != position.shape[1]:
         raise InvalidValue(
-            f"the tables must hold vectors of one length, (V, D) and (T, D), but those of {source} are {token.dtype} "
-            f"of shape {tuple(token.shape)} and {position.dtype} of shape {tuple(position.shape)}."
+            f"the tables must hold vectors of one length, (V, D) and (T, D), each number of them in the file, but "
+            f"those of {source} are {token.dtype} of shape {tuple(token.shape)} and {position.dtype} of shape "
+            f"{tuple(position.shape)}. Give a file of weights that were saved whole."
         )
     return Tables(token.float(), position.float())
+
+
+def _holds_vectors(table: Tensor) -> bool:
+    """Whether all numbers of a table are there: a file may claim a shape of any size for one number, or for none."""
+    dense = table.layout == torch.strided and not table.is_meta
+    if not dense or table.ndim != 2 or not table.is_floating_point():
+        return False
+    return table.numel() * table.element_size() <= table.untyped_storage().nbytes()
 
 
 def _download(repository: str) -> Path:
@@ -84,44 +93,51 @@ def _from_directory(directory: Path) -> list[Tensor]:
         return _from_safetensors(directory / WEIGHTS)
     if not (directory / INDEX).exists():
         raise MissingFile(f"there is neither {WEIGHTS} nor {INDEX} in {directory}. Give the path of a file.")
-    file_of = _weight_map(directory / INDEX)
-    return [_tensor(directory / file_of[name], name) for name in _names_of_tables(file_of, directory / INDEX)]
+    file_of = _read_index(directory / INDEX)
+    names = _names_of_tables(file_of, directory / INDEX)
+    return [_get(_within(directory, file_of[name]), [name])[0] for name in names]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which tensor; each beside the index, which may come from anybody."""
+def _read_index(path: Path) -> dict[str, str]:
+    """Which file holds which tensor."""
     try:
-        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        elsewhere = [file for file in file_of.values() if os.path.basename(file) != file]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        file_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if all(isinstance(file, str) for file in file_of.values()):
+            return file_of
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise InvalidValue(
+        f'{path} must be JSON with the names of files by those of tensors: {{"weight_map": {{"wte.weight": '
+        '"model-00001-of-00002.safetensors"}}. Download it again.'
+    )
+
+
+def _within(directory: Path, name: str) -> Path:
+    """The file of that name in a directory, which may come from somebody else and name files of this machine."""
+    # In Hugging Face's cache, a directory snapshots/COMMIT has links to files in blobs.
+    root = directory.resolve()
+    root = root.parent.parent if root.parent.name == "snapshots" else root
+    path = directory / name
+    if "\0" in name or Path(name).name != name or not path.resolve().is_relative_to(root):
         raise InvalidValue(
-            f"{index} must be JSON with a weight_map from names of tensors to names of files. Download it again."
-        ) from error
-    if elsewhere:
-        raise InvalidValue(
-            f"{index} names files outside its directory: {elsewhere[0]}. It may do harm: leave it alone."
+            f"{directory / INDEX} names {name!r}, which is not in that directory. Only files beside it are read: copy "
+            "the file there and write its name without a directory."
         )
-    return file_of
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    file = _open(path)
-    if name not in set(file.keys()):
-        raise InvalidValue(f"{path} has no tensor {name}, which {INDEX} beside it says. Download both again.")
-    return file.get_tensor(name)
+    return path
 
 
 def _from_safetensors(path: Path) -> list[Tensor]:
-    return [_tensor(path, name) for name in _names_of_tables(_open(path).keys(), path)]
+    return _get(path)
 
 
-def _open(path: Path) -> Any:
-    """A safetensors file, of which only the header has been read."""
+def _get(path: Path, names: Collection[str] = ()) -> list[Tensor]:
+    """The tensors of these names in a safetensors file, or its two tables; no other tensor is read."""
     safetensors = _import("safetensors")
-    if not path.exists():
+    if not path.is_file():
         raise MissingFile(f"{path} is missing, which {INDEX} beside it names. Download it, too.")
     try:
-        return safetensors.safe_open(path, framework="pt")
+        file = safetensors.safe_open(path, framework="pt")
+        return [file.get_tensor(name) for name in names or _names_of_tables(file.keys(), path)]
     except safetensors.SafetensorError as error:
         raise InvalidValue(f"{path} is not a valid safetensors file, or is truncated: {_first_line(error)}") from error
 
@@ -136,15 +152,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise MissingFile(f"there is no file {path}. Give the path of a checkpoint.")
     try:
+        _check_stored(Path(path))
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many types as there are ways for a file not to be one
         raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
     # Where Lightning, the textbook's training chapter and nanoGPT have the weights.
-    found = [state[name] for name in ("state_dict", "model_state_dict", "model") if isinstance(state.get(name), dict)]
-    weights = found[0] if found else state
-    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    for name in ("state_dict", "model_state_dict", "model"):
+        inner = state.get(name)
+        state = inner if isinstance(inner, dict) else state
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a compressed checkpoint: torch writes none, and a small one could fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are longer than the file.")
 
 
 def write_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:

@@ -13,6 +13,7 @@ from gpt2_lit.store.token_store import TokenStore
 SAMPLE_TOKENS = 2**21  # of windows
 STORE_TOKENS, PIECE_TOKENS = 50_000_000, 2**20  # of a store, read in pieces
 SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
+LABEL_CHARACTERS = 256  # no token of GPT-2 has more, but one of words may be a whole file
 
 
 def spread(num_things: int, at_most: int) -> list[int]:
@@ -103,7 +104,8 @@ def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
     text = decode([token_id])
     if not text or "\ufffd" in text:  # part of the bytes of a character
         return f"id {token_id}"
-    return visible(text).replace(" ", "\u00b7")
+    label = visible(text[: LABEL_CHARACTERS + 1]).replace(" ", "\u00b7")
+    return label if len(label) <= LABEL_CHARACTERS else f"{label[:LABEL_CHARACTERS]}..."
 
 
 class Corpus(NamedTuple):

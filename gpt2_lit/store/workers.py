@@ -44,7 +44,7 @@ def encode_shard(
     end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
     with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text, recipe.sha256) as writer:
         for part in plan.parts:
-            for text, ends_document in _pieces(part, recipe):
+            for text, ends_document in _encodable_texts(part, recipe):
                 ids = _encoded(text, tokenizer, part)
                 num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
                 num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
@@ -63,7 +63,7 @@ def _encoded(text: str, tokenizer: Tokenizer, part: Part) -> np.ndarray:
         raise InvalidValue(f"{part}: {error}") from None
 
 
-def _pieces(part: Part, recipe: Recipe) -> Iterator[Piece]:
+def _encodable_texts(part: Part, recipe: Recipe) -> Iterator[Piece]:
     """The text of a part, in pieces that may be encoded one by one."""
     parts: list[str] = []
     cut_before = recipe.tokenizer.cut_before

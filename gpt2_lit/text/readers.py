@@ -446,10 +446,11 @@ def _json_type(value: object) -> str:
 
 
 def _names(field: str, names: Iterable[str]) -> str:
-    names = list(names)
+    names = list(itertools.islice(names, 1000))
     close = difflib.get_close_matches(field, names, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
-    return f"It has: {', '.join(names) or 'nothing'}.{meant} Set data.text_field."
+    listed = ", ".join(textwrap.shorten(name, 60) for name in names[:10]) + ", ..." * (len(names) > 10)
+    return f"It has: {listed or 'nothing'}.{meant} Set data.text_field."
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
@@ -504,6 +505,9 @@ _NOT_TEXT = (
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", "Give a text."),
+    (rb"\x80[\x02-\x05](?:[\x8a\x95\}\]c(])", "a pickle of Python", "Write its texts to a .txt or .jsonl file."),
+    (rb"(?s).{257}ustar", "a tar archive", "Unpack it."),
     (
         rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
         "a web page (HTML)",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError, without_secrets
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage, UserError, shown
 from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
@@ -93,7 +93,7 @@ class Source:
         first, *others = self.names
         if self.names == (str(SHIPPED_TEXT),):
             return f"the tale that ships with gpt2_lit ({SHIPPED_TEXT.name})"
-        return without_secrets(f"{first} to {others[-1]}" if others else first)
+        return shown(f"{first} to {others[-1]}" if others else first)
 
     def find_files(self) -> list[SourceFile]:
         """The files that it stands for, each once, in sorted order of their paths.
@@ -128,7 +128,7 @@ class Source:
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
         is_told = passed_over or any(file.path not in by_name for file in files)
-        return files, _report(files, passed_over) if is_told else ""
+        return files, shown(_report(files, passed_over)) if is_told else ""
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from logging import getLogger
 from typing import Any, NamedTuple
 
-from gpt2_lit.errors import FileError, InvalidValue, UserError, without_secrets
+from gpt2_lit.errors import FileError, InvalidValue, UserError, shown
 
 _LOG = getLogger(__name__)
 _TIMEOUT = 120  # seconds of silence
@@ -76,7 +76,7 @@ def content_stamp(url: str, is_packed: bool) -> str:
         _LOG.warning(
             "%s has neither an ETag nor a Last-Modified, so that nothing tells whether it changed: it is encoded anew "
             "each time. Download it, or keep its tokens: gpt2-lit prepare.",
-            without_secrets(url),
+            shown(url),
         )
         return f"seen at {time.time_ns()}"
     return hashlib.blake2b(content, digest_size=8).hexdigest()
