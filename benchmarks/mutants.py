@@ -350,7 +350,7 @@ def run(work: Path, mutants: Iterable[Mutant], again: bool, budget: float) -> No
         former = results(file).get(mutant.key)
         if former is None or (again and former["survived"]):
             result = judge(mutant, project, reach, budget)
-            with file.open("a") as out:
+            with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(result) + "\n")
             print("survived" if result["survived"] else "killed  ", mutant.key, flush=True)
     # A test that fails without a mutant, too, has killed none.

@@ -365,12 +365,6 @@ def test_the_tested_versions_are_those_that_are_installed() -> None:
         assert pinned[name] == version(name)
 
 
-def test_an_installed_command_is_named_without_its_directory(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["/opt/bin/train"])
-    main([])
-    assert "\n  train fit    " in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("wanted", ["true", "false"])
 def test_checkpoints_and_the_summary_of_the_model_can_be_left_out(
     here: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: str
