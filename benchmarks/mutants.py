@@ -179,7 +179,7 @@ def sample(project: Path, size: int, seed: int) -> list[Mutant]:
     """Mutants of all files, in proportion to their lines, at least two of each: drawn by hash, so edits elsewhere
     do not change which are drawn."""
     files = sorted(path.relative_to(project).as_posix() for path in (project / "gpt2_lit").rglob("*.py"))
-    lengths = {file: (project / file).read_text().count("\n") for file in files}
+    lengths = {file: (project / file).read_text(encoding="utf-8").count("\n") for file in files}
     drawn = []
     for file in files:
         every = {mutant.key: mutant for mutant in mutants_of(project, file)}
@@ -230,7 +230,9 @@ class Reach:
     def _new_tests(self, pattern: str) -> set[str]:
         """Tests that were written since: they may reach any line."""
         paths = self.project.glob(pattern)
-        trees = {path.relative_to(self.project).as_posix(): ast.parse(path.read_text()) for path in paths}
+        trees = {
+            path.relative_to(self.project).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths
+        }
         functions = ((file, node) for file, tree in trees.items() for node in tree.body)
         names = {f"{file}::{node.name}" for file, node in functions if isinstance(node, ast.FunctionDef)}
         return {name for name in names if "::test_" in name and name not in self.known}
@@ -263,7 +265,7 @@ def copied(work: Path) -> Path:
     """The files of the checkout in a directory where a mutant harms nobody."""
     project = work / "project"
     shutil.rmtree(project, ignore_errors=True)
-    names = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, encoding="utf-8", check=True).stdout
     for name in names.splitlines():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, project / name)
@@ -295,7 +297,7 @@ def passes(project: Path, tests: list[str], seconds: float) -> tuple[bool, str]:
     if not ended[0]:
         os.waitpid(child, 0)
         return False, "timeout"
-    lines = output.read_text(errors="replace").splitlines()
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "stopped")
     if failed.startswith("ERROR: not found"):  # a test that was renamed since has killed nothing
         sys.exit(f"{failed}. Run reach again.")
@@ -329,7 +331,7 @@ def _forget_bytecode(path: Path) -> None:
 
 
 def results(path: Path) -> dict[str, dict[str, Any]]:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {result["key"]: result for result in map(json.loads, lines)}
 
 
@@ -361,7 +363,7 @@ def report(work: Path, mutants: list[Mutant]) -> None:
     done = results(work / "results.jsonl")
     judged = [mutant for mutant in mutants if mutant.key in done]
     survivors = [mutant for mutant in judged if done[mutant.key]["survived"]]
-    listed = {one["mutant"]: one["reason"] for one in tomllib.loads(LISTED.read_text())["survivor"]}
+    listed = {one["mutant"]: one["reason"] for one in tomllib.loads(LISTED.read_text(encoding="utf-8"))["survivor"]}
     open_ones = [mutant for mutant in survivors if mutant.key not in listed]
     equivalent = sum(listed.get(mutant.key, "").startswith("equivalent") for mutant in survivors)
     print(

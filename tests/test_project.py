@@ -112,7 +112,7 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
     if isinstance(call.func, ast.Name) and name == "open":
         mode = call.args[1] if len(call.args) > 1 else options.get("mode", ast.Constant("r"))
         return "b" not in ast.unparse(mode) and "encoding" not in options
-    is_text = name in ("read_text", "write_text") or ("text" in options and name in PROCESSES)
+    is_text = len(call.args) == {"read_text": 0, "write_text": 1}.get(name) or ("text" in options and name in PROCESSES)
     return is_text and "encoding" not in options
 
 

@@ -488,3 +488,9 @@ def test_nothing_elsewhere_is_an_error(memory, name):
 def test_a_text_in_memory_is_a_string(given: object, shown: str) -> None:
     with pytest.raises(InvalidType, match=f"a text must be a str, got {shown}. Decode bytes first"):
         Source.of_texts(given)
+
+
+def test_programs_that_are_called_train_and_test_are_no_splits(tmp_path):
+    for name in ("train.py", "test.py"):
+        (tmp_path / name).write_text("print()", encoding="utf-8")
+    assert len(find_files(f"{tmp_path}/*.py")) == 2

@@ -386,3 +386,14 @@ def test_a_file_that_cannot_be_read_is_no_twin(tmp_path):
     there = SourceFile(str(tmp_path / "a.txt"), 4, "")
     gone = SourceFile(str(tmp_path / "gone.txt"), 4, "")
     assert not token_cache._is_same(there, gone)
+
+
+def test_a_pattern_finds_files_of_ids_in_directories_below_and_mixes_no_splits(cache, tmp_path):
+    for name, number in (("a_train_0", 1), ("deep/er/a_train_1", 2), ("a_val_0", 3)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.full(2, number, "<u2").tofile(tmp_path / f"{name}.bin")
+    assert read_all(cache.open(f"{tmp_path}/**/*train*.bin")) == [1, 1, 2, 2]
+    for pattern in ("*.bin", "**/*.bin"):
+        with pytest.raises(ValueError, match=r"several splits .* Name the one to read: .*a_train_\*.bin"):
+            cache.open(f"{tmp_path}/{pattern}")
+    assert read_all(cache.open([f"{tmp_path}/a_train_0.bin", f"{tmp_path}/a_val_0.bin"])) == [1, 1, 3, 3]

@@ -21,7 +21,7 @@ from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
 from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_FINGERPRINT
 from gpt2_lit.text.files import SourceFile, is_url, local_file, open_file
-from gpt2_lit.text.sources import Source, SourceChoice
+from gpt2_lit.text.sources import Source, SourceChoice, check_splits_of_pattern
 
 _LOG = getLogger(__name__)
 _NAMED_BY_CONTENT = {"gpt2": (GPT2_FINGERPRINT, GPT2_END_OF_TEXT)}
@@ -194,6 +194,7 @@ def _files_of_ids(source: Source) -> list[str]:
         found = [name] if os.path.exists(name) else glob.glob(name, recursive=True)
         if not found:
             raise MissingFile(f"data.source: there is no file {name} (looked in {Path.cwd()}). Check the spelling.")
+        check_splits_of_pattern(name, found)
         for file in found:
             files.setdefault(os.path.realpath(file), file)
     return sorted(files.values())

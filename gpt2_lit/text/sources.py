@@ -205,10 +205,17 @@ _SPLIT = re.compile(r"(?<![a-z\d])(train|training|validation|valid|val|dev|eval|
 _SPLIT_NAMES = {"training": "train", "test": "test", "train": "train"}  # the others are validation
 
 
+def check_splits_of_pattern(pattern: str, paths: Sequence[str]) -> None:
+    """Refuse a pattern that matches several splits of a dataset: nobody sees in it that they get mixed."""
+    _check_splits(os.path.dirname(re.split(r"[*?[]", pattern)[0]), paths, pattern)
+
+
 def _check_splits(directory: str, chosen: Sequence[str], pattern: str = "") -> None:
     """Refuse names that differ only in the split that they name: train-0-of-2.parquet and test-0-of-1.parquet."""
     found: dict[tuple, dict[str, str]] = {}
     for path in sorted(chosen):
+        if extensions(path)[0] not in (*FORMATS, ".bin"):  # train.py and test.py are programs
+            continue
         *parents, name = os.path.relpath(path, directory).replace(os.sep, "/").split("/")
         for depth, part in enumerate([*parents, name]):
             is_file = depth == len(parents)
@@ -240,9 +247,10 @@ def _some(directory: str, paths: Sequence[str]) -> str:
 
 def _pattern(paths: Sequence[str]) -> str:
     """A pattern for files like the first of these; of tokens of several splits those to train on."""
-    paths = [path for path in paths if "train" in os.path.basename(path)] or paths
-    parent, name = os.path.split(paths[0])
-    return paths[0] if len(paths) == 1 else os.path.join(parent, "*" + "".join(extensions(name)))
+    to_train = [path for path in paths if "train" in os.path.basename(path)]
+    name, *others = to_train or paths
+    stars = "*train*" if len(to_train) < len(paths) and to_train else "*"
+    return os.path.join(os.path.dirname(name), stars + "".join(extensions(name))) if others else name
 
 
 def _report(files: Sequence[SourceFile], passed_over: Sequence[str]) -> str:
@@ -342,7 +350,7 @@ def _matches(pattern: str, passed_over: list[str]) -> list[str]:
             paths += [] if "**" in pattern else _below(path, passed_over)
         elif _is_there(path, passed_over):
             paths.append(path)
-    _check_splits(os.path.dirname(re.split(r"[*?[]", pattern)[0]), paths, pattern)
+    check_splits_of_pattern(pattern, paths)
     return paths
 
 
@@ -417,7 +425,7 @@ def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
         if any(sign in path for sign in "*?["):
             found = filesystem.glob(path, detail=True)
             found = {name: info for name, info in found.items() if info["type"] == "file"}
-            _check_splits(os.path.dirname(re.split(r"[*?[]", path)[0]), list(found), path)
+            check_splits_of_pattern(path, [*found])
         elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
             shown = [name for name in found if "/." not in name.removeprefix(path)]
