@@ -126,12 +126,6 @@ def test_a_setting_out_of_its_range_is_an_error_with_the_limits(options, message
         small(**options)
 
 
-def test_an_unknown_init_is_an_error_with_those_there_are():
-    # Not through the class, whose types the tests check.
-    with pytest.raises(ValueError, match=r"init must be one of gpt2, normal, got 'xavier'. Set model.init"):
-        _check_settings(10, 4, 5, 0.0, "xavier", 1)
-
-
 @pytest.mark.parametrize(
     ("ids", "start", "error", "message"),
     [

@@ -260,7 +260,7 @@ def test_a_pickle_that_would_run_code_is_an_error_and_does_not_run(tmp_path):
 
 
 def test_a_class_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
-    (tmp_path / "named_by_it.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "named_by_it.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     backbone = {"class_path": "named_by_it.Backbone", "init_args": {}}
     parts = {"hyper_parameters": {"backbone": backbone, "_instantiator": "named_by_it.make"}, "state_dict": named()}

@@ -95,7 +95,7 @@ def _from_directory(directory: Path) -> list[Tensor]:
         raise MissingFile(f"there is neither {WEIGHTS} nor {INDEX} in {directory}. Give the path of a file.")
     file_of = _read_index(directory / INDEX)
     names = _names_of_tables(file_of, directory / INDEX)
-    return [_get(_within(directory, file_of[name]), [name])[0] for name in names]
+    return [_from_safetensors(_within(directory, file_of[name]), [name])[0] for name in names]
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -126,11 +126,7 @@ def _within(directory: Path, name: str) -> Path:
     return path
 
 
-def _from_safetensors(path: Path) -> list[Tensor]:
-    return _get(path)
-
-
-def _get(path: Path, names: Collection[str] = ()) -> list[Tensor]:
+def _from_safetensors(path: Path, names: Collection[str] = ()) -> list[Tensor]:
     """The tensors of these names in a safetensors file, or its two tables; no other tensor is read."""
     safetensors = _import("safetensors")
     if not path.is_file():
