@@ -26,6 +26,17 @@ def callbacks_of(trainer: "Trainer") -> "list[Callback]":
     return vars(trainer)["callbacks"]
 
 
+def attributes_to_find(trainer: "Trainer") -> list[str]:
+    """What the LearningRateFinders among the callbacks are to set; they raise an AttributeError if it is not there.
+
+    A public attribute, or an error of its own kind, would do.
+    """
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    finders = [callback for callback in callbacks_of(trainer) if isinstance(callback, LearningRateFinder)]
+    return [name for finder in finders if (name := vars(finder)["_attr_name"])]
+
+
 def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Lightning's counters of the current epoch's batches, in a checkpoint: what is changed here is restored.
 

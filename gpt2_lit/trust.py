@@ -63,6 +63,9 @@ def _foreign(value: Any, key: str = "", in_data: bool = False) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _foreign(inner, key, in_data)
+    elif key.endswith("weights_only"):  # anything but true lets a checkpoint be unpickled
+        if value not in (None, True):
+            yield f"{key}: {value}"
     elif isinstance(value, str) and not _is_harmless(value, key, in_data):
         yield value
 

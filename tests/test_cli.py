@@ -298,6 +298,11 @@ BAD = [
     (["--monitor.every_n_steps=-1"], "every_n_steps must be at least 0, got -1. Set monitor.every_n_steps"),
     (["--trainer.logger.save_dir=empty.txt"], "the log directory empty.txt cannot be written"),
     (["--trainer.accelerator=cpuu"], "invalid accelerator name"),
+    (
+        ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.attr_name=rate"],
+        "the learning rate finder's attr_name must be an attribute of the model, got rate",
+    ),
+    (["--data.source=\x1b[2J.txt"], "no file matches \\x1b[2J.txt"),
     (["--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
     (["--ckpt_path=last", "--trainer.logger.save_dir=elsewhere"], "has a last.ckpt"),
     (["--ckpt_path=last", "--data.context_size=16"], "context_size 32 there and 16 here"),

@@ -30,6 +30,21 @@ def test_an_error_of_the_disk_ends_with_the_name_of_the_file(number: str) -> Non
     assert end.value.code == "error: logs/last.ckpt: it is full."
 
 
+CLEARS = "\x1b[2J"  # a terminal is wiped
+
+
+def test_no_message_or_log_record_writes_to_the_terminal(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages(RuntimeError):
+        raise RuntimeError(f"a{CLEARS}b")
+    assert end.value.code == "error: a\\x1b[2Jb"
+    with pytest.raises(SystemExit) as end, errors_as_messages():
+        raise OSError(errno.ENOSPC, "it is full", f"a{CLEARS}b")
+    assert end.value.code == "error: a\\x1b[2Jb: it is full."
+    prepare_console()
+    logging.getLogger("gpt2_lit.data").info("a%sb", CLEARS)
+    assert capsys.readouterr().err == "a\\x1b[2Jb\n"
+
+
 def test_a_message_is_put_into_the_words_of_the_command_line() -> None:
     with pytest.raises(SystemExit) as end, errors_as_messages(RuntimeError, start="\n", reword=str.upper):
         raise RuntimeError("here")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2_lit import SimpleTokenizerV2, gpt2_tokenizer
+from gpt2_lit import GPTDataModule, SimpleTokenizerV2, gpt2_tokenizer
 from gpt2_lit.store import last_use, token_cache
 from gpt2_lit.store.last_use import _HELD
 from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
 from gpt2_lit.store.storage import LAST_USE, LocalStorage
-from gpt2_lit.store.token_cache import TokenCache, default_directory
+from gpt2_lit.store.token_cache import TokenCache, default_directory, expanded
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.files import SourceFile
 from gpt2_lit.text.readers import TextOptions
@@ -179,6 +179,7 @@ def test_an_empty_source_is_an_error(cache, source):
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("HOME", "/home/reader")
+    assert expanded("~/x") == Path("/home/reader/x")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     monkeypatch.setenv("GPT2_LIT_CACHE", "~/tokens")
     assert default_directory() == Path("/home/reader/tokens")
@@ -367,6 +368,7 @@ def test_without_a_home_directory_the_cache_is_one_that_cannot_be_made(monkeypat
     for name in ("GPT2_LIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert default_directory() == Path("/nonexistent/.cache/gpt2_lit")
+    assert GPTDataModule(cache_dir="~/x").cache_dir == Path("/nonexistent/x")
 
 
 def test_without_locks_a_directory_counts_as_used_for_a_day(monkeypatch, tmp_path):

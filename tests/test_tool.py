@@ -589,3 +589,28 @@ def test_each_argument_of_a_command_is_explained_and_what_it_takes_is_in_capital
         if action.nargs != 0 and not action.choices:
             assert isinstance(action.metavar, str)
             assert action.metavar.isupper()
+
+
+HOSTILE = "\x1b[2J[bold]a[/b]"  # clears a terminal, and is no markup of rich's
+
+
+def test_names_from_outside_write_neither_to_the_terminal_nor_in_richs_markup(
+    tool: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    escaped = HOSTILE.replace("\x1b", "\\x1b")
+    name, store = f"{HOSTILE}.txt".replace("/", ""), HOSTILE.replace("/", "")
+    (tmp_path / name).write_text(TALE)
+    torch.save({HOSTILE: torch.zeros(2)}, tmp_path / "a.ckpt")
+    outputs = [
+        tool("prepare", name.replace("[", "[[]"), store),
+        tool("info", store),
+        tool("verify", store),
+        tool("cache"),
+        tool("export", "a.ckpt", "a.safetensors"),
+        tool("export", "a.ckpt", f"{store}.safetensors"),
+        tool("info", HOSTILE),
+    ]
+    assert [status for status, _, _ in outputs[:6]] == [0] * 6, outputs
+    assert not [text for _, *texts in outputs for text in texts if "\x1b" in text]
+    assert escaped in outputs[4][1]
+    assert escaped.replace("/", "") in outputs[1][1]

@@ -1,4 +1,5 @@
 import os
+import pickle
 import pty
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import yaml
 from conftest import PROGRAM, SMALL
 
 from gpt2_lit import EmbeddingModule, EmbeddingStub
+from gpt2_lit.cli.tool import main
 from gpt2_lit.errors import NotPermitted
 from gpt2_lit.trust import foreign_code, is_made_here, mark_as_made_here
 
@@ -93,6 +95,7 @@ FOREIGN = [
     ({"model": {"backbone": '{"class_path": "theirs\\u002eBlocks"}'}}, '{"class_path": "theirs\\u002eBlocks"}'),
     ({"data": {"tokenizer": {"class_path": "theirs.Words"}}}, "theirs.Words"),
     ({"data": {"tokenizer.class_path": "theirs.Words"}}, "theirs.Words"),
+    ({"weights_only": False}, "weights_only: False"),
     ({"data": {"tokenizer": "class_path: theirs.Words"}}, "class_path: theirs.Words"),
 ]
 
@@ -185,3 +188,31 @@ def test_from_python_a_checkpoint_from_elsewhere_imports_nothing_that_is_not_imp
     assert type(model.backbone) is torch.nn.Identity
     mark_as_made_here(from_elsewhere.parents[1] / "config.yaml")
     assert type(EmbeddingStub.load_from_checkpoint(from_elsewhere).backbone).__name__ == "Blocks"
+
+
+class Marker:
+    """What a pickle from somebody else may hold: reading it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_no_way_to_read_a_checkpoint_runs_a_pickle(here: Callable[..., str], tmp_path: Path) -> None:
+    path, mark = tmp_path / "logs/version_0/checkpoints/last.ckpt", tmp_path / "mark"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}, "hyper_parameters": {"embed_dim": Marker(mark)}}, path)
+    for args in (["validate", "--ckpt_path=last"], ["fit", f"--ckpt_path={path}"]):
+        printed = here(*args, *SMALL)
+        assert "is not a checkpoint of tensors and plain values" in printed
+        assert "Traceback" not in printed
+    for args in (["export", "last", "a.safetensors"], ["neighbours", "last", "rain"]):
+        with pytest.raises(SystemExit, match="is not a checkpoint of tensors and plain values"):
+            main(args)
+    with pytest.raises(pickle.UnpicklingError):
+        EmbeddingStub.load_from_checkpoint(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # so the test would see it
+    assert mark.exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt2_lit.errors import DISK_ERRORS, UserError
+from gpt2_lit.errors import DISK_ERRORS, UserError, printable
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -27,11 +27,11 @@ def errors_as_messages(
     try:
         yield
     except (UserError, *others) as error:
-        sys.exit(f"{start}{reword(str(error))}")
+        sys.exit(f"{start}{reword(printable(str(error)))}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        file = f"{error.filename}: " if error.filename else ""
+        file = printable(f"{error.filename}: ") if error.filename else ""
         sys.exit(f"{start}{file}{error.strerror}.")
 
 
@@ -49,7 +49,14 @@ def prepare_console(level: int = logging.INFO) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("gpt2_lit")
     logger.handlers = [handler]
     logger.setLevel(level)
+
+
+class _Printable(logging.Formatter):
+    """A record may quote a file name, which can hold whatever a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

@@ -10,6 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
+from gpt2_lit.errors import printable
+
 
 class HelpFormatter(DefaultHelpFormatter):
     """Leaves out the hundreds of known subclasses of every class-typed option, and the usage that names all options."""
@@ -53,7 +55,7 @@ class OptionParser(LightningArgumentParser):
         prog = parser.prog.replace(" [options]", "")
         text, meant = explain(parser, message)
         hint = f"\n  did you mean {' or '.join(meant)}?" if meant else ""
-        self.exit(2, f"error: {text}{hint}\n  for all options: {prog} --help\n")
+        self.exit(2, f"error: {printable(text)}{hint}\n  for all options: {prog} --help\n")
 
 
 def explain(parser: ArgumentParser, message: str) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import Batch
+from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
 from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
@@ -73,7 +74,7 @@ class RunReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and (data := _data(trainer)):
-            print(f"\n{data.summary()}\n", flush=True)
+            print(f"\n{printable(data.summary())}\n", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = time.perf_counter()
@@ -168,7 +169,7 @@ class RunReport(Callback):
         checkpoint = directory / "checkpoints" / "last.ckpt"
         if checkpoint.exists():
             lines.append(f"  {purpose:<20}  {self.prog} fit --ckpt_path {shlex.quote(str(checkpoint))}{options}")
-        print("\n".join(lines), flush=True)
+        print(printable("\n".join(lines)), flush=True)
 
 
 def minutes(seconds: float) -> str:

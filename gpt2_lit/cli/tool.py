@@ -95,10 +95,10 @@ def prepare(options: argparse.Namespace) -> None:
         return
     console = _console()
     for change in done.changes:
-        console.print(Text(f"  {change}", style="yellow"))
+        console.print(_text(f"  {change}", style="yellow"))
     news = f"encoded {done.num_made} of {len(manifest.shards)} shards" if done.num_made else "nothing to do"
     console.print(
-        Text(
+        _text(
             f"{options.store}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents; {news}.\n"
             f"Train on it: {program_name()} fit --data.source {shlex.quote(options.store)}"
             f"{f' --data.tokenizer {shlex.quote(tokenizer)}' * (tokenizer != 'gpt2')}"
@@ -139,7 +139,7 @@ def info(options: argparse.Namespace) -> None:
         return
     table = _table("", "")
     for name, value in rows.items():
-        table.add_row(name, Text(f"{value:,}" if isinstance(value, int) else str(value)))
+        table.add_row(name, _text(f"{value:,}" if isinstance(value, int) else str(value)))
     total = sum(split["tokens"] for split in splits.values())
     for name, split in splits.items():
         share = f"{split['tokens'] / total:.1%}"
@@ -150,11 +150,11 @@ def info(options: argparse.Namespace) -> None:
     if not frequent:
         return
     of = "" if counted == len(store) else f", of {counted:,} tokens from all over the store"
-    console.print(Text(f"\nthe {len(frequent)} most frequent tokens{of}", style="bold"))
+    console.print(_text(f"\nthe {len(frequent)} most frequent tokens{of}", style="bold"))
     table = _table("id", "token", "count", "share")
     for token in frequent:
         share = f"{token['count'] / counted:.2%}"
-        table.add_row(f"{token['id']}", Text(repr(token["text"])), f"{token['count']:,}", share)
+        table.add_row(f"{token['id']}", _text(repr(token["text"])), f"{token['count']:,}", share)
     console.print(table)
 
 
@@ -195,7 +195,7 @@ def preview(options: argparse.Namespace) -> None:
         # The targets begin one token to the right, where the input that they repeat stands.
         indent = " " * (cell_len(inputs[0]) + 1)
         head = f"step {window['step']}, epoch {window['epoch']}, window {window['window']}"
-        console.print(Text(f"\n{head}", style="bold"))
+        console.print(_text(f"\n{head}", style="bold"))
         for label, line in (("input ", "|".join(inputs)), ("target", indent + "|".join(targets))):
             text = Text.assemble((f"  {label}  ", "dim"), line)
             console.print(text, no_wrap=True, overflow="ellipsis")
@@ -219,12 +219,13 @@ def verify(options: argparse.Namespace) -> None:
     if options.json:
         _print_json({"store": os.path.abspath(options.store), "damaged": [damage._asdict() for damage in damages]})
     for damage in damages if not options.json else []:
-        _console().print(Text(f"error: {damage}", style="red"))
+        _console().print(_text(f"error: {damage}", style="red"))
     if damages:
         sys.exit(1)
     if not options.json:
         num_tokens, num_shards = f"{manifest.num_tokens:,}", f"{len(manifest.shards):,}"
-        print(f"{options.store}: all {num_tokens} tokens in {num_shards} shards are unchanged since they were written,")
+        start = f"{printable(options.store)}: all {num_tokens} tokens in {num_shards} shards"
+        print(f"{start} are unchanged since they were written,")
         print(checked_by(options.store))
 
 
@@ -248,7 +249,7 @@ def plan(options: argparse.Namespace) -> None:
         _print_json(shares)
         return
     console = _console()
-    console.print(Text(f"step {options.step}, in epoch {shares[0]['epoch']}", style="bold"))
+    console.print(_text(f"step {options.step}, in epoch {shares[0]['epoch']}", style="bold"))
     table = _table("process", "worker", "windows")
     for share in shares:
         worker = "-" if share["worker"] is None else str(share["worker"])
@@ -290,10 +291,10 @@ def neighbours(options: argparse.Namespace) -> None:
         return
     console = _console()
     for token in found:
-        console.print(Text(f"{token['text']!r} (id {token['id']})", style="bold"))
+        console.print(_text(f"{token['text']!r} (id {token['id']})", style="bold"))
         table_of_word = _table("id", "token", "cosine")
         for near in token["neighbours"]:
-            table_of_word.add_row(f"{near['id']}", Text(repr(near["text"])), f"{near['cosine']:.3f}")
+            table_of_word.add_row(f"{near['id']}", _text(repr(near["text"])), f"{near['cosine']:.3f}")
         console.print(table_of_word)
 
 
@@ -315,10 +316,10 @@ def export(options: argparse.Namespace) -> None:
         return
     table = _table("tensor", "shape")
     for name, tensor in weights.items():
-        table.add_row(name, str(tuple(tensor.shape)))
+        table.add_row(_text(name), str(tuple(tensor.shape)))
     console = _console()
     console.print(table)
-    console.print(Text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
+    console.print(_text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
 
 
 def init(options: argparse.Namespace) -> None:
@@ -349,9 +350,9 @@ def cache(options: argparse.Namespace) -> None:
       gpt2-lit cache --clear tale.txt-602e96b89e311108  one name, or several
     """
     from gpt2_lit.store.plan import Recipe
-    from gpt2_lit.store.token_cache import TokenCache, default_directory
+    from gpt2_lit.store.token_cache import TokenCache, default_directory, expanded
 
-    directory = Path(options.cache_dir or default_directory()).expanduser()
+    directory = expanded(options.cache_dir or default_directory())
     kept = TokenCache(directory, Recipe())
     entries = kept.entries()
     if unknown := set(options.clear or ()) - {entry.path.name for entry in entries}:
@@ -367,11 +368,11 @@ def cache(options: argparse.Namespace) -> None:
         in_use = options.clear == [] or entry.path.name in (options.clear or ())
         what = "deleted" if entry in deleted else "in use, kept" if in_use else ""
         last_use = datetime.fromtimestamp(entry.last_use).isoformat(" ", "minutes")
-        table.add_row(*map(Text, (entry.path.name, entry.source, decimal(entry.num_bytes), last_use, what)))
+        table.add_row(*map(_text, (entry.path.name, entry.source, decimal(entry.num_bytes), last_use, what)))
     if entries:
         console.print(table)
     left = [entry.num_bytes for entry in entries if entry not in deleted]
-    console.print(Text(f"{directory}: {decimal(sum(left))} in {len(left)} {'store' if len(left) == 1 else 'stores'}"))
+    console.print(_text(f"{directory}: {decimal(sum(left))} in {len(left)} {'store' if len(left) == 1 else 'stores'}"))
 
 
 # Data and checkpoints, as a training has them.
@@ -458,6 +459,11 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 1 << 20)
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Text from outside, for rich: neither its markup nor control characters count."""
+    return Text(printable(text), style=style)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, show_header=any(columns), pad_edge=False)
     for column in columns:
@@ -487,7 +493,7 @@ def _in_words_of_the_tool(message: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n  for all options: {self.prog} --help\n")
+        self.exit(2, f"error: {printable(message)}\n  for all options: {self.prog} --help\n")
 
 
 def _options(args: Sequence[str], trainings: Mapping[str, str] = {}) -> argparse.Namespace:
@@ -512,7 +518,7 @@ def _meant(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _parser(trainings: Mapping[str, str]) -> tuple[_Parser, dict[str, _Parser]]:
+def _parser(trainings: Mapping[str, str] = {}) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and those of the commands by their names."""
     parser = _Parser(
         prog=program_name(),

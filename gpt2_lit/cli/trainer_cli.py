@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -29,6 +30,7 @@ from gpt2_lit.cli.run import (
 )
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.errors import FileError, InvalidValue, NotPermitted, printable
+from gpt2_lit.lightning_private import attributes_to_find
 from gpt2_lit.monitor.monitor import EmbeddingMonitor
 from gpt2_lit.monitor.stub import ADAMW, EmbeddingStub
 from gpt2_lit.trust import foreign_code_of_run
@@ -135,6 +137,14 @@ class EmbeddingCLI(LightningCLI):
             logger.init_args.save_dir = str(directory.parent)
             logger.init_args.version = int(number) if number.isdecimal() else directory.name
 
+    def before_fit(self) -> None:
+        for name in attributes_to_find(self.trainer):
+            if not hasattr(self.model, name):
+                raise InvalidValue(
+                    f"the learning rate finder's attr_name must be an attribute of the model, got {name}. Leave it "
+                    "out: then it is lr."
+                )
+
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self.config_init[self.config.subcommand].trainer
         given = config.callbacks or []
@@ -159,7 +169,13 @@ def run(args: list[str], prog: str) -> None:
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.
         sys.argv[1:] = _with_options_of_the_run(args)
         _find_named_modules(sys.argv[1:])
-        EmbeddingCLI(prog)
+        try:
+            EmbeddingCLI(prog)
+        except UnpicklingError as error:  # torch's advice is to run the code
+            raise InvalidValue(
+                "--ckpt_path: the file is not a checkpoint of tensors and plain values, and reading it would run code. "
+                f"If it is yours: {str(error).partition('WeightsUnpickler error: ')[2].partition('. ')[0]}."
+            ) from None
 
 
 def _with_options_of_the_run(args: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.prepare import Recipe
-from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, kind_of
+from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
 from gpt2_lit.text.sources import Source, SourceChoice
@@ -113,7 +113,7 @@ class GPTDataModule(LightningDataModule):
         self.drop_last = bool(drop_last)
         self.pin_memory = pin_memory
         self.document_ids = bool(document_ids)
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_directory()
+        self.cache_dir = expanded(cache_dir) if cache_dir else default_directory()
         self.cache_size = float(cache_size)
         self.check = bool(check)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)

@@ -132,7 +132,12 @@ class TokenCache(NamedTuple):
 def default_directory() -> Path:
     """Where tokens are kept by default: ``$GPT2_LIT_CACHE``, or in the system's directory for caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = os.path.expanduser(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit"))
+    return expanded(os.environ.get("GPT2_LIT_CACHE") or os.path.join(caches, "gpt2_lit"))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with its ``~`` expanded, as far as there is a home directory."""
+    path = os.path.expanduser(path)
     # A user without a home directory is told so once there is something to keep, as with a home that cannot be written.
     return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
 
