@@ -40,7 +40,7 @@ def test_the_chapter_names_files_that_are_there() -> None:
 
 
 def test_the_steps_of_one_token_name_definitions_that_are_there() -> None:
-    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)`: `(\w+)` \|", ONE_TOKEN, re.MULTILINE)
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)`: `(\w+)`", ONE_TOKEN, re.MULTILINE)
     assert len(steps) == 11
     for file, name in steps:
         tree = ast.parse((PROJECT / "gpt2_lit" / file).read_text(encoding="utf-8"))
