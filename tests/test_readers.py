@@ -1002,7 +1002,7 @@ def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch
     [
         (b"\x89PNG\r\n\x1a\n", "is an image"),
         (pickle.dumps(["a text"] * 3), "is a pickle"),
-        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar"), "is a tar archive"),
+        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"), "is a tar archive"),
     ],
 )
 def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):

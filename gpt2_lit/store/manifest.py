@@ -204,7 +204,7 @@ class Manifest(NamedTuple):
         _check(_is_count(manifest.vocab_size) and 0 < manifest.vocab_size <= 1 << 32)
         _check(isinstance(manifest.options, dict) and _is_crc32(manifest.sources_crc32))
         _check(_is_count(manifest.shard_bytes) and _is_count(manifest.num_sources))
-        _check(manifest.num_documents > 0)
+        _check(manifest.shards)
         return manifest
 
     def damages(self, storage: Storage) -> list[Damage]:

@@ -495,7 +495,11 @@ _NOT_TEXT = (
     (rb"(?s:.{257})ustar(?:\x00|  \x00)", "a tar archive", "Unpack it, and give the directory."),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Office, as are .doc and .xls", "Export its text."),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a[^\n]{0,60}\0", "an image", "Give a text."),
-    (rb"\x80[\x02-\x05][\x95\]}(cX]|\(lp0\n|\(dp0\n", "a pickle of Python", "Write what it holds as lines of JSON."),
+    (
+        rb"\x80[\x02-\x05][\x8a\x95\]}(cX]|\(lp0\n|\(dp0\n",
+        "a pickle of Python",
+        "Write what it holds as lines of JSON.",
+    ),
     (rb"(?s:.{6}\0\0)\{\"", "a safetensors file", "Give a text: these are the weights of a model."),
     (rb"GGUF[^\n]?\0", "a GGUF file", "Give a text: these are the weights of a model."),
     (rb"SQLite format 3\x00", "a database of SQLite", "Export its texts as CSV."),
@@ -505,9 +509,6 @@ _NOT_TEXT = (
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", "Give a text."),
-    (rb"\x80[\x02-\x05](?:[\x8a\x95\}\]c(])", "a pickle of Python", "Write its texts to a .txt or .jsonl file."),
-    (rb"(?s).{257}ustar", "a tar archive", "Unpack it."),
     (
         rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
         "a web page (HTML)",
