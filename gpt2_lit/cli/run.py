@@ -1,6 +1,5 @@
 """a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
+from gpt2_lit.store.storage import put_in_place
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
@@ -334,25 +334,12 @@ def _whole(path: Path, is_writer: bool = True) -> Iterator[Path]:
     """A path to write to, renamed once its bytes are on the disk; on an error it goes, and the former file stays."""
     aside = path.with_name(f"{path.name}.tmp")
     try:
-        yield aside
-        if is_writer:
-            _put_in_place(aside, path)
-    except BaseException as error:
-        if is_writer:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:
-            raise FileError(
-                f"{path} cannot be written ({error.strerror or error}); a former one stays as it is. Make room, or set "
-                "trainer.logger.save_dir to another disk."
-            ) from error
-        raise
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Rename a file that was written aside, once its bytes are on the disk."""
-    if aside.is_dir():  # a checkpoint that a strategy has sharded
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-    os.replace(aside, path)
+        with put_in_place(aside, path) if is_writer else nullcontext():
+            yield aside
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}); a former one stays as it is. Make room, or set "
+            "trainer.logger.save_dir to another disk."
+        ) from error

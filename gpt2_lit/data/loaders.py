@@ -6,8 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
-from gpt2_lit.store.workers import inherited
+from gpt2_lit.store.workers import inherited, signal_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
 
@@ -30,7 +29,9 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
             # First, as the other starts a process: none imports a file of the working directory.
-            with inherited(PYTHONSAFEPATH="1"), _sigterm_blocked():
+            # BLAS starts threads on import, before a worker can block SIGTERM itself; where it cannot, it obeys.
+            blocks_sigterm = hasattr(signal, "sigtimedwait")
+            with inherited(PYTHONSAFEPATH="1"), signal_blocked(signal.SIGTERM) if blocks_sigterm else nullcontext():
                 return super().__iter__()
         if self.pin_memory:
             return super().__iter__()
@@ -175,17 +176,3 @@ def _end_with_the_parent() -> None:
         if received and received.si_pid == parent.pid:
             break
     os._exit(0)
-
-
-@contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Processes started within this block SIGTERM in all their threads, also in those that BLAS starts on import."""
-    if not hasattr(signal, "sigtimedwait"):
-        yield
-        return
-    resource_tracker.ensure_running()  # when it starts later, it unblocks SIGTERM here
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,6 +1,7 @@
 """norms and losses -> TensorBoard: the LightningModule that trains the embedding, until there is a model around it."""
 
 import time
+import zipfile
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -181,7 +182,8 @@ class EmbeddingStub(LightningModule):
 
 
 def _refuse_foreign_code(checkpoint: Path, given: Collection[str]) -> None:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    # Mapped, if it is of torch's present format: the tensors are not read twice.
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
     options = {name: value for name, value in state.get("hyper_parameters", {}).items() if name not in given}
     if names := foreign_code_of_checkpoint(checkpoint, options):
         raise NotPermitted(

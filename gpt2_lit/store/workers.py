@@ -141,21 +141,22 @@ def _process_pool(num_processes: int) -> Executor:
     """Not multiprocessing's, which would run the user's script once more in each process, unless it is guarded."""
     from loky import ProcessPoolExecutor
 
-    # No file of the working directory is imported, and no process replaced because its memory grows.
-    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), _sigint_blocked():
+    # No file of the working directory is imported, and no process replaced because its memory grows. Ctrl-C reaches
+    # every process of a terminal; the parent stops the workers, also those that are starting.
+    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), signal_blocked(signal.SIGINT):
         executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
         executor.submit(int)  # starts all processes
     return executor
 
 
 @contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; the parent stops the workers, also those that are starting."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows, where _start_worker does it
+def signal_blocked(number: int) -> Iterator[None]:
+    """Processes that are started within this block have a signal blocked, in all their threads."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
     resource_tracker.ensure_running()  # which would end the blocking
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:

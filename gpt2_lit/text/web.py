@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from functools import cache
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -227,7 +228,9 @@ def _addresses(parts: urllib.parse.SplitResult) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-_open = urllib.request.build_opener(_Redirects).open
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
 
 
 def _retried(url: str, part: str) -> Any:
@@ -268,7 +271,7 @@ def _request(url: str, part: str | None = None) -> Any:
     if user:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
-    return _open(request, timeout=_TIMEOUT)
+    return _opener().open(request, timeout=_TIMEOUT)
 
 
 def _stamp(answer: Any) -> str:
