@@ -171,7 +171,17 @@ def read_pieces(
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
     """The same for a text in memory: one document, or what its separators make of it."""
     for document in _separated(text, options.document_separator):
-        yield from _document_pieces(document, options, cut_before)
+        yield from _document_pieces(document, options, cut_before or " \r\n")
+
+
+def whole_documents(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same documents, each in one piece: for a tokenizer whose ids change wherever a text is cut."""
+    texts: list[str] = []
+    for text, ends_document in pieces:
+        texts.append(text)
+        if ends_document:
+            yield Piece("".join(texts), True)
+            texts.clear()
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
