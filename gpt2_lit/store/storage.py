@@ -1,5 +1,7 @@
 """bytes -> named files, each whole or not at all: five verbs, and how the local file system does them."""
 
+import errno
+import io
 import os
 import platform
 import re
@@ -11,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -24,6 +26,8 @@ _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
 # NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
 _ASIDE = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
+_SMALL_FILE = 1 << 20  # bytes that are written without asking what is left
+_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 0.05  # of a disk: the smaller of both stays free
 _OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
 
 
@@ -166,8 +170,19 @@ class LocalStorage:
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that replaces ``path`` after the block, or goes if there was an error."""
     aside = path_aside(path)
-    with put_in_place(aside, path), open(aside, "xb") as file:  # x: neither a file nor a link that is there
+    with put_in_place(aside, path), io.BufferedWriter(_NewFile(aside, "x")) as file:  # x: no file or link that is there
         yield file
+
+
+class _NewFile(io.FileIO):
+    """A file that does not take the last room of a disk, which others need: checkpoints, the system."""
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() > _SMALL_FILE:
+            disk = shutil.disk_usage(Path(os.fsdecode(self.name)).parent)
+            if disk.free < min(_LEFT_BYTES, _LEFT_SHARE * disk.total):
+                raise OSError(errno.ENOSPC, f"its disk has {disk.free / 1e9:,.2f} GB left, which are kept for others")
+        return super().write(data)
 
 
 def path_aside(path: Path) -> Path:
