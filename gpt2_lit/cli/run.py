@@ -137,8 +137,6 @@ class RunCheckpoint(Checkpoint):
         self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         directory = run_directory(trainer)
         self.directory = directory / "checkpoints" if directory else None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
