@@ -15,7 +15,7 @@ from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import Batch, DocumentBatch
 from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
-from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.counts import token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
 
@@ -120,7 +120,7 @@ class RunReport(Callback):
         best = f"{checkpoint.best_score:.2f}"
         if checkpoint.monitor == "val/loss" and data and data.val_dataset:
             counts = token_counts(data.train_dataset, data.vocab_size)
-            unigram = unigram_perplexity(counts, sample(data.val_dataset).target_ids.numpy())
+            unigram = unigram_perplexity(counts, token_counts(data.val_dataset, data.vocab_size, "target_ids"))
             perplexity = math.exp(checkpoint.best_score)
             best += f", perplexity {perplexity:,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
         return {f"best {checkpoint.monitor.replace('/', ' ')}": best}
