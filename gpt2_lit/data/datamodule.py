@@ -37,7 +37,8 @@ class GPTDataModule(LightningDataModule):
             .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
             and llm.c write them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
-            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
+            path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or any object with encode,
+            decode and n_vocab.
         context_size: Length of a window, in tokens.
         stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.

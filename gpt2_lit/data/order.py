@@ -129,7 +129,6 @@ class WindowSampler(DistributedSampler):
         position: Called at the start of each pass, which begins there. None begins pass number k at epoch k.
     """
 
-    # A DistributedSampler, so that Lightning does not wrap it in its own, which repeats windows to fill the last batch.
     def __init__(
         self,
         num_windows: int,

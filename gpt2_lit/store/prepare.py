@@ -47,8 +47,8 @@ def prepare(
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
-    It may be stopped at any time, in any way: the next call resumes, and ends with the same bytes. Of several calls at
-    a time for one store, one works and the others wait for it.
+    It may be stopped at any time: the next call resumes, and ends with the same bytes. Of several at a time for one
+    store, one works and the others wait for it.
 
     Args:
         source: What :meth:`Source.of` takes.
@@ -56,10 +56,7 @@ def prepare(
         recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
         num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
-        sha256: Whether receipts and manifest also have a SHA-256 of each shard; shards without it are made again.
-
-    Raises:
-        OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
+        sha256: Whether to record a SHA-256 of each shard, too; shards without it are made again.
     """
     recipe = replace(recipe or Recipe(), sha256=sha256)
     files, report = Source.of(source).look()

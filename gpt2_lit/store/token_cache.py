@@ -38,20 +38,12 @@ class CachedStore(NamedTuple):
 
 
 class TokenCache(NamedTuple):
-    """Gives the tokens of a source: text, which is encoded and kept, a token store, or files of ids.
-
-    Args:
-        directory: Where the tokens of texts are kept.
-        recipe: How texts become tokens.
-        token_dtype: Type of the ids in ``.bin`` files that have no header.
-        max_bytes: When a text was encoded and the cache is larger than this, the stores that were used least recently
-            are deleted; never one that a process on this machine uses.
-    """
+    """Gives the tokens of a source: text, which is encoded and kept, a token store, or files of ids."""
 
     directory: Path
     recipe: Recipe
-    token_dtype: str = "uint16"
-    max_bytes: int = MAX_BYTES
+    token_dtype: str = "uint16"  # of .bin files without a header
+    max_bytes: int = MAX_BYTES  # beyond it stores that no process uses are deleted, the one used least recently first
 
     def prepare(self, source: SourceChoice | Source) -> Prepared | None:
         """Encode what has not been encoded, so that :meth:`open` finds it; None for what is tokens already."""
