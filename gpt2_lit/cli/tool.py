@@ -78,8 +78,8 @@ def prepare(options: argparse.Namespace) -> None:
     tokenizer = chosen.pop("tokenizer", "gpt2")
     text_options = TextOptions(**chosen)
     texts = partial(Source.of(options.source).read, text_options)
-    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
-    done = make_store(options.source, options.store, recipe, options.processes, not options.json, sha256=options.sha256)
+    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts), options.sha256)
+    done = make_store(options.source, options.store, recipe, options.processes, not options.json)
     manifest = done.manifest
     if options.json:
         _print_json(

@@ -118,6 +118,7 @@ class GPTDataModule(LightningDataModule):
         self.cache_size = float(cache_size)
         self.check = bool(check)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
+        self.text_options.check()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)

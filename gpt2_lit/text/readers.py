@@ -18,6 +18,7 @@ from logging import getLogger
 from typing import Any, Literal, NamedTuple
 
 from gpt2_lit.errors import InvalidValue, UserError, shown
+from gpt2_lit.text.arrow import CheckedStream
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
 _LOG = getLogger(__name__)
@@ -61,6 +62,13 @@ class TextOptions(NamedTuple):
     strip_gutenberg: bool = False
     document_separator: str | None = None
     max_unpacked: float | None = None  # GB
+
+    def check(self) -> None:
+        """Raise an InvalidValue if a value cannot be."""
+        if self.max_unpacked is not None and not self.max_unpacked > 0:
+            raise InvalidValue(f"max_unpacked must be above 0, got {self.max_unpacked}. Set data.max_unpacked.")
+        if self.document_separator == "":
+            raise InvalidValue("document_separator must not be empty. Set data.document_separator, or leave it out.")
 
 
 class Piece(NamedTuple):
@@ -185,16 +193,14 @@ def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
 # Bytes of a file.
 
 
-def _most_bytes(file: SourceFile, options: TextOptions) -> int:
+def _most_bytes(file: SourceFile, options: TextOptions) -> float:
     """How many bytes of text a file may hold."""
     if options.max_unpacked is None:
-        return max(_EXPANSION * file.size, _SMALL)
-    if not options.max_unpacked > 0:
-        raise InvalidValue(f"max_unpacked must be above 0, got {options.max_unpacked}. Set data.max_unpacked.")
-    return int(options.max_unpacked * 1e9)
+        return float(max(_EXPANSION * file.size, _SMALL))
+    return options.max_unpacked * 1e9
 
 
-def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
+def _check_size(file: SourceFile, num_bytes: int, most: float) -> None:
     if num_bytes > most:
         stored = f", and {file.size:,} bytes as it is stored" if file.size else ""
         raise InvalidValue(
@@ -203,7 +209,7 @@ def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
         )
 
 
-def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END) -> Iterator[bytes]:
+def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: float = float("inf")) -> Iterator[bytes]:
     """The unpacked bytes of a file from ``start`` to ``stop``, in blocks; an error if it holds more than ``most``."""
     with open_file(file) as stream:
         position = 0
@@ -680,13 +686,14 @@ def _rows_at_a_time(column: Any) -> int:
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     from pyarrow import ipc
 
+    check = partial(_check_size, file, most=_most_bytes(file, options))
     with _damage_named(file, "Arrow"), open_file(file) as stream:
         # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
         if stream.read(6) == b"ARROW1":
             stream.read(2)
         else:
             stream.seek(0)
-        batches = ipc.open_stream(stream)
+        batches = ipc.open_stream(io.BufferedReader(CheckedStream(stream, check), _PIECE))
         _check_column(file, options, batches.schema)
         yield from _column_documents(file, options, 0, batches)
 
@@ -722,12 +729,13 @@ def _column_documents(file: SourceFile, options: TextOptions, row: int, batches:
     num_bytes, most = 0, _most_bytes(file, options)
     for batch in batches:
         column = batch.column(options.text_field)
-        for start in range(0, len(column), _ROWS):
+        rows = 1 if hasattr(column, "dictionary") else _ROWS  # which may make long texts of few bytes
+        for start in range(0, len(column), rows):
             try:
-                texts = column.slice(start, _ROWS).to_pylist()
+                texts = column.slice(start, rows).to_pylist()
             except UnicodeDecodeError as error:
                 raise InvalidValue(
-                    f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
+                    f"{file.path}: a text in the {rows} rows from {row} on (counted from 0) is not UTF-8 "
                     f"({error.reason}). Make the file anew."
                 ) from None
             for text in texts:
