@@ -90,7 +90,8 @@ class LocalStorage:
         return sizes
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with open_to_read(self.path / name) as file:
+            return file.read()
 
     @contextmanager
     def put(self, name: str, *, commit: bool = False) -> Iterator[BinaryIO]:
@@ -164,6 +165,17 @@ class LocalStorage:
                 f"{self} cannot be written: {error.strerror}. What was finished is kept: once that is mended, the "
                 f"same command resumes. {_OTHER_DIRECTORY}"
             ) from None
+
+
+def open_to_read(path: str | Path) -> BinaryIO:
+    """A file's bytes; of a pipe, which would wait for somebody to write, none."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def leads_out(path: str) -> bool:
+    """Whether a file is a link to one in another directory."""
+    directory = os.path.dirname(path)
+    return os.path.islink(path) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(directory)
 
 
 @contextmanager
