@@ -131,6 +131,8 @@ def unreadable(path: str, error: Exception) -> OSError:
     if status:
         kind = {404: MissingFile, 410: MissingFile, 401: NotPermitted, 403: NotPermitted}.get(status, FileError)
         reason = f"HTTP status {status} {cause}"
+        if kind is NotPermitted:
+            reason += ". If it takes a password or a token, give it in data.source: the config.yaml of a run keeps none"
     else:
         reason = f"{type(cause).__name__}: {cause}"
     return kind(f"{path} cannot be read: {reason.strip()}. Check the address, the network and the rights to read it.")
