@@ -1011,31 +1011,3 @@ def test_of_many_fields_ten_are_named(tmp_path):
     assert "field-8, ...." in message
     assert len(message) < 500
     assert message.isprintable()
-
-
-def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
-    class Failing(io.FileIO):
-        def readinto(self, buffer) -> int:
-            if self.tell() < 1000:  # what is read after the footer
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return super().readinto(buffer)
-
-    parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), tmp_path / "a.parquet")
-    [file] = find_files(tmp_path / "a.parquet")
-    monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
-    with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
-        list(read_pieces(file, PLAIN))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x89PNG\r\n\x1a\n", "is an image"),
-        (pickle.dumps(["a text"] * 3), "is a pickle"),
-        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"), "is a tar archive"),
-    ],
-)
-def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):
-    name = "a.txt.gz" if content.startswith(b"\x1f") else "a.txt"
-    (tmp_path / name).write_bytes(content)
-    assert message in first_error(tmp_path / name)

@@ -114,9 +114,9 @@ def info(options: argparse.Namespace) -> None:
       gpt2-lit info my_text.txt --context-size 256 --top 50
       gpt2-lit info train.bin --json
     """
-    from gpt2_lit.monitor.counts import count_ids, most_frequent, sample_pieces
+    from gpt2_lit.monitor.counts import most_frequent, token_counts
 
-    data, store, _ = _data(options)
+    data, store, dataset = _data(options)
     rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer.name, "tokens": len(store)}
     if store.num_sources:
         rows |= {
@@ -126,7 +126,7 @@ def info(options: argparse.Namespace) -> None:
             "bytes of text": store.num_bytes,
             "bytes a token": round(store.num_bytes / max(len(store), 1), 2),
         }
-    counts = count_ids((_checked(piece, data) for piece in sample_pieces(store)), data.vocab_size)
+    counts = token_counts(dataset, data.vocab_size)
     counted = int(counts.sum())
     frequent = [
         {"id": token, "text": data.tokenizer.decode([token]), "count": int(counts[token])}
@@ -149,8 +149,8 @@ def info(options: argparse.Namespace) -> None:
     console.print(table)
     if not frequent:
         return
-    of = "" if counted == len(store) else f", of {counted:,} tokens from all over the store"
-    console.print(_text(f"\nthe {len(frequent)} most frequent tokens{of}", style="bold"))
+    news = f"\nthe {len(frequent)} most frequent of {counted:,} tokens in training windows"
+    console.print(_text(news, style="bold"))
     table = _table("id", "token", "count", "share")
     for token in frequent:
         share = f"{token['count'] / counted:.2%}"
@@ -166,7 +166,7 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview tokens --context-size 1024 --step 5000 | less -S
       gpt2-lit preview logs/version_0            what that run began with
     """
-    from gpt2_lit.monitor.counts import visible
+    from gpt2_lit.monitor.counts import checked, visible
 
     data, _, dataset = _data(options)
     decode = data.tokenizer.decode
@@ -176,7 +176,7 @@ def preview(options: argparse.Namespace) -> None:
         epoch, windows, _ = _share(data, step)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
-            input_ids, target_ids = (_checked(ids.numpy(), data).tolist() for ids in batch[:2])
+            input_ids, target_ids = (checked(ids.numpy(), data.vocab_size).tolist() for ids in batch[:2])
             found.append(
                 {"step": step, "epoch": epoch, "window": window, "input_ids": input_ids, "target_ids": target_ids}
             )
@@ -413,16 +413,6 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
         position = Position(position.epoch + 1, 0)
     sampler.position = lambda: position
     return position.epoch, next(iter(sampler)), len(sampler) - sampler.batches_from(position.window)
-
-
-def _checked(ids: "np.ndarray", data: "GPTDataModule") -> "np.ndarray":
-    """Ids, all of which are in the vocabulary."""
-    if ids.max() >= data.vocab_size:
-        raise InvalidValue(
-            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer.name} ends at "
-            f"{data.vocab_size - 1}. Was it written by another tokenizer, or as another data.token_dtype?"
-        )
-    return ids
 
 
 def _checkpoint(name: str) -> str:

@@ -97,11 +97,11 @@ class LocalStorage:
     def put(self, name: str, *, commit: bool = False) -> Iterator[BinaryIO]:
         with self._explained():
             if commit:
-                _sync_directory(self.path)
+                sync_directory(self.path)
             with write_aside(self.path / name) as file:
                 yield file
             if commit:
-                _sync_directory(self.path)
+                sync_directory(self.path)
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._explained():
@@ -208,25 +208,46 @@ def put_in_place(aside: Path, path: Path) -> Iterator[None]:
 
     It may also be a directory, such as a checkpoint that a strategy has sharded.
     """
+    former = path_aside(path)
     try:
         yield
-        if aside.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with open(aside, "rb+") as file:
-                os.fsync(file.fileno())
+        _sync(aside)
+        if path.exists() and (path.is_dir() or aside.is_dir()):  # which no rename replaces
+            os.replace(path, former)
         os.replace(aside, path)
     except BaseException:
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        if former.exists():
+            os.replace(former, path)
+        _remove(aside)
         raise
+    with suppress(OSError):  # in use, where that forbids it
+        _remove(former)
 
 
-def _sync_directory(path: Path) -> None:
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Let the bytes of a file, or of all files below a directory, reach the disk."""
+    if not path.is_dir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        return
+    for entry in path.iterdir():
+        _sync(entry)
+    sync_directory(path)
+
+
+def sync_directory(path: Path) -> None:
     """Let the names of the files in a directory reach the disk."""
     if os.name == "posix":  # elsewhere a directory cannot be opened
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network file systems say that they have none
+                raise
         finally:
             os.close(descriptor)
 
