@@ -18,9 +18,11 @@ from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
     filesystem_of,
+    identity,
     is_http,
     is_url,
     local_file,
+    portable,
     remote_file,
     unreadable,
     web_file,
@@ -126,8 +128,8 @@ class Source:
             files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
         # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
         named: dict[str, SourceFile] = {}
-        for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
-            named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
+        for file in sorted(files, key=lambda file: portable(file.path)):
+            named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
         files = list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
@@ -394,8 +396,8 @@ def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[s
     seen, links = set(), [top]
     for start in links:
         for parent, names, files in os.walk(start, onerror=stop):
-            place = os.path.realpath(parent)
-            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+            place = identity(parent)
+            if place in seen or (start != top and identity(top).startswith(os.path.join(place, ""))):
                 names.clear()
                 continue
             seen.add(place)
