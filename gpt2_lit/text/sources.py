@@ -130,11 +130,12 @@ class Source:
         named: dict[str, SourceFile] = {}
         for file in sorted(files, key=lambda file: portable(file.path)):
             named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
-        files = list(named.values())
+        num_repeated, files = len(files) - len(named), list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
-        is_told = passed_over or any(file.path not in by_name for file in files)
-        return files, shown(_report(files, passed_over)) if is_told else ""
+        is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
+        repeated = f"; {num_repeated:,} named more than once and read once" if num_repeated else ""
+        return files, shown(_report(files, passed_over) + repeated) if is_told else ""
 
     def looked_up(self) -> "Source":
         """The same, which stands for the files that there are now, however often it is asked."""
@@ -311,7 +312,9 @@ def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
         if os.path.isdir(name):
             paths = _below(name, passed_over)
             if not paths:
-                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+                hidden = sum(map(_is_hidden, passed_over))
+                count = f" Hidden ones ({hidden:,}) are left out." if hidden else ""
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}{count}")
         elif os.path.exists(name):
             paths = [name]
         else:
