@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: files in the wheel that lie elsewhere in the repository, and the page for an index."""
+"""What pyproject.toml cannot say: files of the wheel that lie elsewhere, and the page that an index shows."""
 
 import re
 import sys
