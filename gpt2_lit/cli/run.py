@@ -15,9 +15,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
-from gpt2_lit.errors import FileError, InvalidValue, MissingFile
+from gpt2_lit.errors import FileError, InvalidValue, MissingFile, without_secrets
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
 from gpt2_lit.store.storage import put_in_place, sync_directory
+from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
@@ -88,6 +89,8 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # without these, the same options start another run
         config.trust_run = config.ignore_run_config = False
+        for name in ("source", "val_source", "test_source"):
+            config.data[name] = _kept(config.data[name])
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
         with _whole(path) as aside:
@@ -104,6 +107,13 @@ class SaveRunConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.discard()
+
+
+def _kept(source: Any) -> Any:
+    """A source, or several, as config.yaml keeps them: without passwords and tokens of URLs."""
+    if isinstance(source, list | tuple):
+        return [_kept(one) for one in source]
+    return without_secrets(source) if isinstance(source, str) and is_url(source) else source
 
 
 class RunCheckpoint(Checkpoint):
