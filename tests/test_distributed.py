@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, logged
+from conftest import PROGRAM, SMALL, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
@@ -51,23 +51,38 @@ def batches(folder: Path, split: str, rank: int) -> list[list[list[int]]]:
     return [json.loads(line) for line in (folder / f"{split}-{rank}").read_text().splitlines()]
 
 
-@pytest.fixture
-def fit(program: Any, tmp_path: Path) -> Any:
-    def fit(name: str, *args: str) -> tuple[Path, str]:
-        (tmp_path / name).mkdir()
-        record = ["--trainer.callbacks=test_distributed.Record", f"--trainer.callbacks.folder={tmp_path / name}"]
-        options = ["--trainer.max_epochs=2", f"--trainer.logger.save_dir={name}", "--trainer.num_sanity_val_steps=0"]
-        status, printed = program("fit", *SMALL, *options, *record, *args, PYTHONPATH=str(Path(__file__).parent))
-        assert status == 0, printed
-        return tmp_path / name, printed
+def fit(folder: Path, *args: str) -> str:
+    """Train for two epochs, with a record of the batches in the folder: what the program printed."""
+    folder.mkdir()
+    record = ["--trainer.callbacks=test_distributed.Record", f"--trainer.callbacks.folder={folder}"]
+    options = ["--trainer.max_epochs=2", f"--trainer.logger.save_dir={folder}", "--trainer.num_sanity_val_steps=0"]
+    done = subprocess.run(
+        [*PROGRAM, "fit", *SMALL, *options, *record, *args],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
-    return fit
+
+TWO = ["--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fit: Any) -> None:
-    one, _ = fit("one", "--data.batch_size=8")
-    two, printed = fit("two", "--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The folders of a run of one process, and of one of two with half as large batches; what the second printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    printed = fit(folder / "one", "--data.batch_size=8")
+    assert "6,144 tokens" in printed
+    return folder / "one", folder / "two", fit(folder / "two", *TWO)
 
+
+def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(runs: tuple[Path, Path, str]) -> None:
+    one, two, _ = runs
     pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
     assert [first + second for first, second in pairs] == batches(one, "train", 0)
     for rank in (0, 1):
@@ -76,23 +91,31 @@ def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fi
     validated = [window for rank in (0, 1) for batch in batches(two, "val", rank) for window in batch]
     assert sorted(validated) == sorted(window for batch in batches(one, "val", 0) for window in batch)
 
-    for name in ("source", "logs and checkpoints"):
-        assert printed.count(f"  {name}") == 1
-    alone, together = logged(one / "version_0"), logged(two / "version_0")
-    for tag in ("val/loss", "val/perplexity"):
-        assert [value for _, value in together[tag]] == pytest.approx([value for _, value in alone[tag]], rel=1e-3)
+
+def test_two_processes_log_together_what_one_logs_with_batches_twice_as_large(runs: tuple[Path, Path, str]) -> None:
+    one, two, printed = runs
+    assert "6,144 tokens" in printed
     assert "Warning" not in printed
+    for name in ("source", "logs and checkpoints", "best val loss"):
+        assert printed.count(f"  {name}") == 1
+    assert len(list((two / "version_0").glob("events*"))) == 1
+    alone, together = logged(one / "version_0"), logged(two / "version_0")
+    assert together["vocabulary/seen_fraction"] == alone["vocabulary/seen_fraction"]
+    norms = [f"embedding_norm/{kind}" for kind in ("token", "position", "input")]
+    gradients = ["gradient_norm/token_embedding", "gradient_norm/position_embedding"]
+    for tag in ("val/loss", "val/perplexity", *norms, "table_norm/token", *gradients):
+        (steps, values), (same_steps, same_values) = (zip(*curves[tag], strict=True) for curves in (alone, together))
+        assert same_steps == steps
+        assert same_values == pytest.approx(values, rel=2e-3), tag
 
 
-def test_a_run_of_one_process_goes_on_in_two(fit: Any, tmp_path: Path) -> None:
-    whole, _ = fit("whole", "--data.batch_size=8")
-    one, _ = fit("one", "--data.batch_size=8", "--trainer.max_steps=5")
-    checkpoint = f"--ckpt_path={one}/version_0/checkpoints/last.ckpt"
-    ddp = ["--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    two, _ = fit("two", checkpoint, "--trainer.max_steps=-1", *ddp)
-    pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
+def test_a_run_of_one_process_goes_on_in_two(runs: tuple[Path, Path, str], tmp_path: Path) -> None:
+    fit(tmp_path / "one", "--data.batch_size=8", "--trainer.max_steps=5")
+    checkpoint = f"--ckpt_path={tmp_path}/one/version_0/checkpoints/last.ckpt"
+    fit(tmp_path / "two", checkpoint, "--trainer.max_steps=-1", *TWO)
+    pairs = zip(batches(tmp_path / "two", "train", 0), batches(tmp_path / "two", "train", 1), strict=True)
     together = [first + second for first, second in pairs]
-    assert batches(one, "train", 0) + together == batches(whole, "train", 0)
+    assert batches(tmp_path / "one", "train", 0) + together == batches(runs[0], "train", 0)
 
 
 class Mask(nn.Module):
