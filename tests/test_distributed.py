@@ -240,3 +240,52 @@ def test_without_a_trainer_processes_share_the_windows(tmp_path: Path, launcher:
         assert all("this loader was made before the process group" in told for told in before)
     assert [len(share) for share in val] == [5, 4]
     assert sorted(val[0] + val[1]) == list(range(0, 4 * 9, 4))
+
+
+# As Fabric starts them: the first windows of each batch, of two epochs and of validation, and the weights.
+FABRIC_LOOP = """
+import json, pathlib, sys
+import torch
+from lightning.fabric import Fabric
+from gpt2_lit import EmbeddingModule, GPTDataModule
+
+folder = pathlib.Path(sys.argv[1])
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+data = GPTDataModule(folder / "train.txt", "words", context_size=4, batch_size=3, val_source=folder / "val.txt")
+data.setup("fit")
+train, val = fabric.setup_dataloaders(data.train_dataloader(), data.val_dataloader())
+torch.manual_seed(1)
+model = EmbeddingModule(data.vocab_size, 8, 4)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+before = model.token_embedding.weight.sum().item()
+
+def step(inputs):
+    fabric.backward(model(inputs).square().mean())
+    optimizer.step()
+    optimizer.zero_grad()
+    return inputs[:, 0].tolist()
+
+epochs = [[step(inputs) for inputs, _ in train] for _ in range(2)]
+of_val = [inputs[:, 0].tolist() for inputs, _ in val]
+sums = before, model.token_embedding.weight.sum().item()
+(folder / f"windows-{fabric.global_rank}").write_text(json.dumps([*epochs, of_val, sums]))
+"""
+
+
+def test_two_processes_of_fabric_train_on_the_batches_of_one_with_batches_twice_as_large(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 36 + 1)))
+    (tmp_path / "val.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 9 + 1)))
+    (tmp_path / "loop.py").write_text(FABRIC_LOOP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPT2_LIT_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, str(tmp_path / "loop.py"), str(tmp_path)], env=environment, timeout=200, check=True)
+    first, second = (json.loads((tmp_path / f"windows-{rank}").read_text()) for rank in (0, 1))
+    alone = GPTDataModule(tmp_path / "train.txt", "words", context_size=4, batch_size=6, val_fraction=0.0)
+    alone.setup("fit")
+    loader = alone.train_dataloader()
+    for epoch in (0, 1):
+        together = [of_first + of_second for of_first, of_second in zip(first[epoch], second[epoch], strict=True)]
+        assert together == [inputs[:, 0].tolist() for inputs, _ in loader]
+    assert sorted(window for batch in first[2] + second[2] for window in batch) == list(range(0, 4 * 9, 4))
+    assert first[3] == second[3], "their gradients were averaged"
+    assert first[3][0] != first[3][1]

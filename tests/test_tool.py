@@ -536,12 +536,20 @@ def test_help_has_examples_and_needs_no_torch():
         code = f"import sys; from gpt2_lit.cli.tool import main\ntry: main({args!r})\n"
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "example" in done.stdout
         assert f"  gpt2-lit {args[0] if args and args[0] != '--help' else 'prepare'} " in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", [None, *_parser()[1]])
+def test_each_help_fits_into_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["gpt2-lit"])
+    parser, commands = _parser({"fit": "train"})
+    text = (commands[command] if command else parser).format_help()
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):

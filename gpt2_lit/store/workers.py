@@ -83,13 +83,9 @@ def share_out(
     encode: Callable[[ShardPlan], Encoded],
     on_shard: Callable[[ShardPlan, Encoded], object] = lambda plan, encoded: None,
 ) -> list[Encoded]:
-    """Have an executor make the shards, in any order. At the first error it is for its owner to shut it down.
+    """Have any executor make the shards, in any order, by :func:`encode_shard` with its other arguments.
 
-    Args:
-        plans: What to make.
-        executor: Of threads, of processes, of a cluster.
-        encode: :func:`encode_shard` with its other arguments, picklable where the executor needs it.
-        on_shard: Called for each shard when it is finished.
+    At the first error it is for the executor's owner to shut it down.
     """
     futures = {executor.submit(encode, plan): plan for plan in plans}
     for future in as_completed(futures):
