@@ -27,8 +27,8 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
 
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
-            # A signal may come before a worker is ready for it, and BLAS starts threads on import. Where a worker cannot
-            # tell who sent SIGTERM, it obeys.
+            # A signal may come before a worker is ready for it, and BLAS starts threads on import. Where one
+            # cannot tell who sent SIGTERM, it obeys.
             signals = [signal.SIGINT, signal.SIGTERM] if hasattr(signal, "sigtimedwait") else [signal.SIGINT]
             # Blocking starts a process, too: none imports a file of the working directory.
             with inherited(PYTHONSAFEPATH="1"), signals_blocked(*signals):
