@@ -31,7 +31,7 @@ def sample(windows: Any) -> Iterator[Batch]:
     starts: Iterable[int] = range(0, len(windows), run)
     if len(windows) > RUNS * run:
         starts = spread(len(windows) - run + 1, RUNS)
-    return (windows[range(start, min(start + run, len(windows)))] for start in starts)
+    return (windows[list(range(start, min(start + run, len(windows))))] for start in starts)
 
 
 def token_counts(
