@@ -370,7 +370,8 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     assert as_json("cache") == {"directory": str(own_cache), "entries": []}
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(f"{name} word after another. " * 100)
-        subprocess.run([*TOOL, "info", f"{name}.txt"], check=True, capture_output=True, cwd=tmp_path)
+    code = "from gpt2_lit.cli.tool import main; main(['info', 'one.txt']); main(['info', 'two.txt'])"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)  # which ends its use
     told = as_json("cache")["entries"]
     assert [entry["source"] for entry in told] == ["two.txt", "one.txt"], "the last used first"
     for entry in told:
@@ -379,7 +380,7 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     name = Path(told[1]["path"]).name
     status, out, _ = tool("cache")
     assert status == 0
-    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d", out)
+    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d *\n", out)
     assert re.search(rf"{name} .* deleted\n", tool("cache", "--clear", name)[1])
     assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [Path(told[0]["path"]).name]
     status, _, err = tool("cache", "--clear", name)

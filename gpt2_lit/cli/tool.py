@@ -399,7 +399,13 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
 
     try:
         return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
-    except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
+    except (
+        yaml.YAMLError,
+        TypeError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ):  # texts beside somebody else's config.yaml
         return None
 
 

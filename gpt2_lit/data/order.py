@@ -146,8 +146,12 @@ class WindowSampler(DistributedSampler):
         self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
         self.num_windows = num_windows
         self.batch_size = batch_size
-        self.global_batch = batch_size * world_size
         self.position = position
+
+    @property
+    def global_batch(self) -> int:
+        """Windows that all processes together take at a time."""
+        return self.batch_size * self.num_replicas
 
     def __len__(self) -> int:
         """Batches in one whole epoch."""

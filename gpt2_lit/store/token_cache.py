@@ -19,7 +19,7 @@ from gpt2_lit.store.prepare import Prepared, prepare
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
-from gpt2_lit.text.files import SourceFile, is_url, local_file, open_file
+from gpt2_lit.text.files import SourceFile, identity, is_url, local_file, open_file, portable
 from gpt2_lit.text.sources import Source, SourceChoice, check_splits_of_pattern
 
 _LOG = getLogger(__name__)
@@ -193,8 +193,8 @@ def _files_of_ids(source: Source) -> list[str]:
             raise MissingFile(f"data.source: there is no file {name} (looked in {Path.cwd()}). Check the spelling.")
         check_splits_of_pattern(name, found)
         for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    return sorted(files.values())
+            files.setdefault(identity(file), file)
+    return sorted(files.values(), key=portable)
 
 
 def _files(source: Source) -> list[SourceFile]:

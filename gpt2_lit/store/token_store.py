@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, Manifest, StoreError
+from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, WRONG_ENDS, Damage, Manifest, StoreError, map_array
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.verify import verify
 
@@ -163,9 +163,12 @@ class TokenStore:
         """Where the documents of a shard end, in tokens from its start."""
         if shard not in self._ends:
             self._ends[shard] = np.empty(0, np.int64)
-            if self._manifest and (count := self._manifest.shards[shard].num_documents):
-                path = Path(self.path) / self._manifest.shards[shard].documents_file
-                self._ends[shard] = map_array(path, DOCUMENTS_DTYPE, count)
+            if self._manifest and (described := self._manifest.shards[shard]).num_documents:
+                path = Path(self.path) / described.documents_file
+                ends = map_array(path, DOCUMENTS_DTYPE, described.num_documents)
+                if not described.has_ends(ends):  # of a store from elsewhere, as its checksums may be
+                    raise StoreError(str(Damage(str(path), WRONG_ENDS, described.made_from)))
+                self._ends[shard] = ends
         return self._ends[shard]
 
 
@@ -186,14 +189,6 @@ def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     if last is not None:
         shards[last] = shards[last][:-1]  # the end of text after the last document separates it from nothing
     return TokenStore(str(path), shards, manifest.content, manifest, reopen=(open_store, (str(path),)))
-
-
-def map_array(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
-    """``count`` numbers of a file, mapped into memory."""
-    if not count:  # nothing can be mapped
-        return np.empty(0, dtype)
-    # As a plain array: a memmap's slices cost three times as long.
-    return np.asarray(np.memmap(path, dtype, mode="r", offset=offset, shape=(count,)))
 
 
 def _reopen_same(opener: Callable[..., TokenStore], args: tuple, content: str) -> TokenStore:
