@@ -335,13 +335,16 @@ sys.stdin.read()
 
 def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
     fill(cache, tmp_path, "a")
-    monkeypatch.setattr("os.open", raise_read_only)
+    open_file = os.open
+
+    def only_to_read(path: str, flags: int, *others: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(30, "Read-only file system")
+        return open_file(path, flags, *others)
+
+    monkeypatch.setattr("os.open", only_to_read)
     assert cache.prepare(tmp_path / "a").num_made == 0
     assert len(cache.open(tmp_path / "a")) == 10_000
-
-
-def raise_read_only(*args: object, **kwargs: object) -> None:
-    raise OSError(30, "Read-only file system")
 
 
 def test_a_new_cache_is_its_owners_alone_and_one_that_is_shared_stays_so(cache, tmp_path):
