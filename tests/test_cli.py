@@ -231,13 +231,15 @@ def test_help_without_a_command_needs_no_torch(program: Any) -> None:
 
 
 def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelated_classes(program: Any) -> None:
-    status, printed = program("fit", "--help", PYTHONPROFILEIMPORTTIME="1")
+    status, printed = program("fit", "--help", PYTHONPROFILEIMPORTTIME="1", COLUMNS="80")
     assert status == 0
     imported = {line.rpartition("|")[2].strip() for line in printed.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
     assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib"}
     text = [line for line in printed.splitlines() if not line.startswith("import time:")]
     assert len(text) < 400
+    assert not [line for line in text if len(line) > 80 and not line.startswith("usage: ")]
+    assert "last or best for that of the newest run" in " ".join(" ".join(text).split())
     for group in ("data", "model", "checkpoint", "monitor"):
         options = [i for i, line in enumerate(text) if line.startswith(f"  --{group}.")]
         assert options

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
+_LOG = getLogger(__name__)
 
 
 class RunLogger(TensorBoardLogger):
@@ -163,6 +165,8 @@ class RunCheckpoint(Checkpoint):
         self._restore_random_states()
         if trainer.global_step:  # resumed
             self._name_files(["best.ckpt", "last.ckpt"])
+        elif trainer.is_global_zero:
+            self._tell_of_former_run()
         if self.directory:
             self._signals.take(trainer)
 
@@ -247,6 +251,14 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
+
+    def _tell_of_former_run(self) -> None:
+        """Python's ``ckpt_path="last"`` finds what ModelCheckpoint wrote, and nothing here."""
+        if self.directory and (last := self.directory / "last.ckpt").exists():
+            _LOG.warning(
+                f"{last} is of a former training and will be replaced: this one begins anew. To resume that one, give "
+                f'its path: ckpt_path="{last}".'
+            )
 
     def _save_if_due(self, trainer: Trainer) -> None:
         self._stopping = self._signals.stop_is_wanted(trainer)

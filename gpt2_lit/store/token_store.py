@@ -16,16 +16,10 @@ from gpt2_lit.store.verify import verify
 
 
 class TokenStore:
-    """One long sequence of token ids, of which any part can be read.
+    """One long sequence of token ids, of which any part can be read: shards, one after the other, all of one type.
 
-    Made by :func:`open_store`, :func:`open_raw` and :meth:`of_array`. Its pickled state is a path, not the tokens.
-
-    Args:
-        path: Where it lies.
-        shards: The ids in pieces, one after the other, all of one type; shape (N of the shard,).
-        content: A checksum of all tokens (of samples, for raw files), the same wherever the store lies.
-        manifest: What is known of a prepared store.
-        reopen: How another process gets the same store: a function and its arguments.
+    Made by :func:`open_store`, :func:`open_raw` and :meth:`of_array`. Its pickled state is how to reopen it, not the
+    tokens; ``content`` is a checksum of them (of samples, for raw files), the same wherever the store lies.
     """
 
     def __init__(
@@ -106,11 +100,7 @@ class TokenStore:
         return self._manifest.vocab_size if self._manifest else None
 
     def rows(self, starts: Int64[np.ndarray, " B"], length: int) -> Integer[np.ndarray, "B {length}"]:
-        """A copy of the ``length`` tokens from each of ``starts`` on.
-
-        Raises:
-            IndexError: If there are fewer.
-        """
+        """A copy of the ``length`` tokens from each of ``starts`` on; an IndexError if there are fewer."""
         if len(self._shards) == 1 and length <= len(self):
             if length not in self._windows:
                 self._windows[length] = sliding_window_view(self._shards[0], length)
@@ -185,13 +175,9 @@ class TokenStore:
 def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     """Open a prepared store in milliseconds and little memory at any size: the tokens are mapped, not read.
 
-    Args:
-        path: Its directory.
-        check: Whether to read it all once, and compare it with its checksums.
-
     Raises:
-        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. Other
-            damage is found with ``check``.
+        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. With
+            ``check`` all of it is read once, and compared with its checksums.
     """
     path = Path(path).absolute()
     manifest = Manifest.load(path)

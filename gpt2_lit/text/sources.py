@@ -436,10 +436,14 @@ def _check_readable(files: list[SourceFile]) -> None:
                 needed.setdefault((takes.package, takes.extra), file.path)
     for (package, extra), path in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"data.source: to read {path} takes {package}, which is not installed. "
-                f"Install it by: pip install 'gpt2-lit[{extra}]'"
-            )
+            raise _missing_package(path, package, extra)
+
+
+def _missing_package(path: str, package: str, extra: str) -> MissingPackage:
+    return MissingPackage(
+        f"data.source: to read {path} takes {package}, which is not installed. Install it by: pip install "
+        f"'gpt2-lit[{extra}]'"
+    )
 
 
 def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
