@@ -650,6 +650,9 @@ def test_separators_end_documents_of_a_text_in_memory_and_else_are_told(caplog: 
         assert data.store
         assert data.store.num_documents == num_documents
     assert caplog.text.count("3 times <|endoftext|> in the texts is kept as text") == 1
+    assert "document_separator '" not in caplog.text.replace("--data.document_separator '", "")
+    GPTDataModule.from_text(text, document_separator="###", context_size=2).setup()
+    assert "data.document_separator '###' made 1 document of 1 text: is it in them?" in caplog.text
 
 
 def test_a_checkpoint_of_another_text_in_memory_is_refused(tmp_path) -> None:

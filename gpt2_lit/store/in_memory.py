@@ -1,19 +1,19 @@
 """texts in memory -> a token store in memory: for GPTDataModule.from_text, which writes no file."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.manifest import content_of, token_dtype
 from gpt2_lit.store.plan import Recipe
-from gpt2_lit.store.prepare import tell_kept_ends
+from gpt2_lit.store.prepare import tell_kept_ends, tell_unused_separator
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import pieces_of_text
 
 
-def store_of_texts(texts: Iterable[str], recipe: Recipe) -> TokenStore:
+def store_of_texts(texts: Sequence[str], recipe: Recipe) -> TokenStore:
     """The tokens of the texts, with the end of text between documents, as a store on disk has them."""
     tokenizer = recipe.tokenizer
     documents = list(_documents(texts, recipe))
@@ -21,6 +21,7 @@ def store_of_texts(texts: Iterable[str], recipe: Recipe) -> TokenStore:
         raise InvalidValue("there is no document in the texts in memory. Give at least one with text.")
     if name := tokenizer.end_of_text_name:
         tell_kept_ends(recipe, sum(document.count(name) for document in documents))
+    tell_unused_separator(recipe, len(documents), len(texts))
     parts = [tokenizer.encode_to_array(document) for document in documents]
     end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
     ids = np.concatenate([ids for part in parts for ids in (part, end_of_text)])

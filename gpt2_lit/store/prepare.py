@@ -76,7 +76,10 @@ def prepare(
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
         tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
-        return _commit(work, made, files, recipe, writer)
+        done = _commit(work, made, files, recipe, writer)
+        if all(format_of(file.path).documents is None for file in files):  # of others nobody knows how many texts
+            tell_unused_separator(recipe, done.manifest.num_documents, len(files))
+        return done
 
 
 def _tell(report: str) -> None:
@@ -91,6 +94,15 @@ def tell_kept_ends(recipe: Recipe, count: int) -> None:
         _LOG.warning(
             f"{count:,} times {name} in the texts is kept as text and ends no document; "
             f"--data.document_separator '{name}' makes documents of what stands between."
+        )
+
+
+def tell_unused_separator(recipe: Recipe, num_documents: int, num_texts: int) -> None:
+    """Warn where a separator has cut nothing."""
+    if (separator := recipe.options.document_separator) and num_documents <= num_texts:
+        _LOG.warning(
+            f"data.document_separator {separator!r} made {num_documents:,} document{'s' * (num_documents != 1)} of "
+            f"{num_texts:,} text{'s' * (num_texts != 1)}: is it in them? A shell writes line ends as $'\\n\\n'."
         )
 
 
