@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import getLogger
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt2_lit.errors import printable, without_secrets
+from gpt2_lit.errors import printable, true_or_false, whole_number, without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.workers import Encoded, Progress, encode_in_processes, encode_in_threads
 from gpt2_lit.text.bpe import GPT2_FINGERPRINT, uses_gigatoken
@@ -61,10 +60,12 @@ def prepare(
     Raises:
         OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
-    recipe = replace(recipe or Recipe(), sha256=sha256)
+    recipe = recipe or Recipe()
+    recipe = replace(recipe, options=recipe.options.checked(), sha256=true_or_false("sha256", sha256, of=""))
+    num_processes = None if num_processes is None else whole_number("num_processes", num_processes, of="")
     files, report = Source.of(source).look()
     files = absolute(files)
-    storage = LocalStorage(Path(store).absolute())
+    storage = LocalStorage(store_directory(store))
     writer = StoreWriter(storage)
     work = _Work.plan(files, recipe, writer)
     if work.former and work.is_done:

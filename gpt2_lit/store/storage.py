@@ -16,7 +16,8 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidType, InvalidValue
+from gpt2_lit.text.files import is_url
 
 _LOG = getLogger(__name__)
 _LOCK = ".lock"
@@ -161,6 +162,16 @@ class LocalStorage:
                 f"{self} cannot be written: {error.strerror}. What was finished is kept: once that is mended, the "
                 f"same command resumes. {_OTHER_DIRECTORY}"
             ) from None
+
+
+def store_directory(name: str | os.PathLike) -> Path:
+    """The directory of a store, from what a user gave."""
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else name
+    if not isinstance(path, str) or not path:
+        raise InvalidType(f"a store is named by the path of its directory, got {name!r}.")
+    if is_url(path):
+        raise InvalidValue(f"a store is a directory of this machine, got {path}. Prepare it here, and copy it there.")
+    return Path(os.path.expanduser(path)).absolute()
 
 
 @contextmanager

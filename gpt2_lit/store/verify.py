@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt2_lit.store.manifest import MANIFEST, MISSING, Damage, Manifest
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 
 
 def verify(path: str | os.PathLike, show_progress: bool = False) -> list[Damage]:
@@ -25,7 +25,7 @@ def verify(path: str | os.PathLike, show_progress: bool = False) -> list[Damage]
     Raises:
         StoreError: If the manifest itself is missing or damaged.
     """
-    path = Path(path).absolute()
+    path = store_directory(path)
     manifest = Manifest.load(path)
     damages = manifest.damages(LocalStorage(path))
     known = {damage.file for damage in damages}

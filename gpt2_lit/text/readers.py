@@ -19,7 +19,7 @@ from functools import cache, partial
 from logging import getLogger
 from typing import Any, Literal, NamedTuple
 
-from gpt2_lit.errors import InvalidValue, UserError, shown
+from gpt2_lit.errors import InvalidType, InvalidValue, UserError, real_number, shown, true_or_false
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
 _LOG = getLogger(__name__)
@@ -74,6 +74,20 @@ class TextOptions(NamedTuple):
     strip_gutenberg: bool = False
     document_separator: str | None = None
     max_unpacked: float | None = None
+
+    def checked(self) -> "TextOptions":
+        """The same in plain values; an error if one does not work."""
+        for name in ("text_field", "document_separator"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name == "document_separator"):
+                raise InvalidType(f"{name} must be a string, got {value!r}. Set data.{name}.")
+        if self.document_separator == "":
+            raise InvalidValue(
+                "document_separator is empty. Leave data.document_separator out, or set what stands between documents."
+            )
+        unpacked = None if self.max_unpacked is None else real_number("max_unpacked", self.max_unpacked)
+        is_stripped = true_or_false("strip_gutenberg", self.strip_gutenberg)
+        return self._replace(max_unpacked=unpacked, strip_gutenberg=is_stripped)
 
 
 class Piece(NamedTuple):
@@ -150,7 +164,6 @@ def read_pieces(
         FileError: If the file cannot be read, or changed since it was found.
     """
     stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
-    _check_separator(options)
     if not can_be_cut(file, separator=options.document_separator):
         start, stop = (0, _END) if start == 0 < stop else (0, 0)
     if start >= stop:
@@ -173,16 +186,8 @@ def read_pieces(
 
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
     """The same for a text in memory: one document, or what its separators make of it."""
-    _check_separator(options)
     for document in _separated(text, options.document_separator):
         yield from _document_pieces(document, options, cut_before)
-
-
-def _check_separator(options: TextOptions) -> None:
-    if options.document_separator == "":
-        raise InvalidValue(
-            "document_separator is empty. Leave data.document_separator out, or set what stands between documents."
-        )
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:

@@ -156,7 +156,10 @@ def _in_order(items: Iterable[Any]) -> list[Any]:
         raise InvalidType(
             f"several sources or texts must be a list, got {what}. Make a list, in the order that counts."
         )
-    return list(items)
+    try:
+        return list(items)
+    except TypeError:  # an array without dimensions
+        raise InvalidType(f"several sources or texts must be a list, got {reprlib.repr(items)}.") from None
 
 
 def _is_to_read(path: str) -> bool:
