@@ -52,7 +52,7 @@ class CheckedStream(io.RawIOBase):
         size = int.from_bytes(start[-4:], "little")
         if len(start) < 4 or not size:
             return start  # the end
-        if size > _MOST_HEADER:  # of what is no Arrow file, such as a page or a pointer to the file
+        if size > _MOST_HEADER:  # of other things, such as a web page or a Git LFS pointer
             raise OSError("a message that is none")
         header = self._stream.read(size)
         try:
