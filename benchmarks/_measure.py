@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -108,6 +108,32 @@ def seconds_per_call(function: Callable[[], object], at_least: float) -> float:
         function()
         calls.append(time.perf_counter() - begun)
     return median(calls)
+
+
+def batches_per_second(loader: Iterable, at_least: float = 0.2) -> float:
+    """Batches in a second of this process's CPU time, in which others on the machine do not count.
+
+    Over as many epochs as it takes; what comes before the first batch of an epoch, and that batch, do not count.
+    """
+    num_batches, seconds = 0, 0.0
+    while seconds < at_least:
+        batches = iter(loader)
+        next(batches)
+        begun = time.process_time()
+        for _ in batches:
+            num_batches += 1
+            if num_batches % 16 == 0 and time.process_time() - begun > at_least:  # to ask takes as long as a copy
+                break
+        seconds += time.process_time() - begun
+    return num_batches / seconds
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def stdlib_text(num_chars: int) -> str:

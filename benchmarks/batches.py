@@ -5,7 +5,6 @@ Run it with: python benchmarks/batches.py
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from _measure import in_turns, installed_competitors, print_table, print_versions, stdlib_text
+from _measure import batches_per_second, in_turns, installed_competitors, print_table, print_versions, stdlib_text
 from torch import Tensor
 from torch.utils.data import DataLoader
 from windows import TextbookDataset
@@ -26,7 +25,6 @@ TEXT_CHARS = 4_000_000  # one shard, 1.9 million tokens
 STORE_CHARS = 100_000_000  # of the store with six shards, 48 million tokens
 SHAPES = ((2, 4), (3, 5), (64, 128), (16, 256), (16, 1024))  # windows in a batch, tokens in a window
 REPEATS = 5
-SECONDS = 0.2  # at least, of one measurement
 
 
 class RandomStarts:
@@ -140,24 +138,6 @@ def loaders(directory: Path, installed: list[str], batch_size: int, context_size
         **{name: globals()[name](np.asarray(token_ids), directory, *shape) for name in installed},
         "copy of a batch": Copies(*shape),
     }
-
-
-def batches_per_second(loader: Iterable) -> float:
-    """Batches in a second of this process's CPU time, in which others on the machine do not count.
-
-    Over as many epochs as it takes; what comes before the first batch of an epoch, and that batch, do not count.
-    """
-    num_batches, seconds = 0, 0.0
-    while seconds < SECONDS:
-        batches = iter(loader)
-        next(batches)
-        begun = time.process_time()
-        for _ in batches:
-            num_batches += 1
-            if num_batches % 16 == 0 and time.process_time() - begun > SECONDS:  # to ask takes as long as a copy
-                break
-        seconds += time.process_time() - begun
-    return num_batches / seconds
 
 
 def make_stores(directory: Path) -> None:

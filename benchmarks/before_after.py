@@ -16,15 +16,21 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from _measure import in_turns, print_table, print_versions, stdlib_text, write_corpus
+from _measure import (
+    batches_per_second,
+    in_turns,
+    peak_memory,
+    print_table,
+    print_versions,
+    stdlib_text,
+    write_corpus,
+)
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ((2, 4), (3, 5), (64, 128), (16, 256), (16, 1024))  # windows in a batch, tokens in a window
 TEXT_CHARS = {"one shard": 4_000_000, "6 shards": 100_000_000}
 CORPUS_BYTES = 30_000_000
 REPEATS = 3
-SECONDS = 0.2  # at least, of one measurement of batches
-MEGABYTE = "MB"
 Figures = dict[str, float]
 
 
@@ -45,24 +51,10 @@ def batches(directory: str) -> Figures:
             )
             data.prepare_data()
             data.setup("fit")
-            figures[f"batch of {size} x {length}, {name}, us"] = microseconds_per_batch(data.train_dataloader())
+            figures[f"batch of {size} x {length}, {name}, us"] = 1e6 / batches_per_second(data.train_dataloader())
         loader = dataloader_v1(text, size, length, stride=length, shuffle=True)
-        figures[f"batch of {size} x {length}, dataloader_v1, us"] = microseconds_per_batch(loader)
+        figures[f"batch of {size} x {length}, dataloader_v1, us"] = 1e6 / batches_per_second(loader)
     return figures
-
-
-def microseconds_per_batch(loader: object) -> float:
-    num_batches, seconds = 0, 0.0
-    while seconds < SECONDS:
-        iterator = iter(loader)  # pyright: ignore
-        next(iterator)
-        begun = time.process_time()
-        for _ in iterator:
-            num_batches += 1
-            if num_batches % 16 == 0 and time.process_time() - begun > SECONDS:
-                break
-        seconds += time.process_time() - begun
-    return 1e6 * seconds / num_batches
 
 
 def windows(directory: str, stride: str) -> Figures:
@@ -72,11 +64,10 @@ def windows(directory: str, stride: str) -> Figures:
     tokenizer = gpt2_tokenizer()
     tokenizer.encode_ordinary("The first call sets up tables.")
     text = stdlib_text(30_000_000)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     seconds = cpu_seconds(lambda: GPTDatasetV1(text, tokenizer, 256, int(stride)))
     name = f"windows of 30 MB, stride {stride}"
-    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    return {f"{name}, s": seconds, f"{name}, {MEGABYTE}": extra * 1024 / 1e6}
+    return {f"{name}, s": seconds, f"{name}, MB": (peak_memory() - before) / 1e6}
 
 
 def growth(directory: str) -> Figures:

@@ -3,8 +3,6 @@
 Run it with: python benchmarks/windows.py
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +11,7 @@ from typing import NamedTuple
 
 import tiktoken
 import torch
-from _measure import in_fresh_process, in_turns, print_table, print_versions, stdlib_text
+from _measure import in_fresh_process, in_turns, peak_memory, print_table, print_versions, stdlib_text
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -60,12 +58,6 @@ def cost(make: Callable[..., object], *sizes: int) -> Cost:
     peak_before, begun = peak_memory(), time.perf_counter()
     make(text, tokenizer, *sizes)
     return Cost(time.perf_counter() - begun, (peak_memory() - peak_before) / 1e6)
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

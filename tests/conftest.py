@@ -140,6 +140,16 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
+class Marker:
+    """What a pickle from somebody else may hold: reading it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of a run as TensorBoard reads them: for each tag its (step, value) pairs."""
     events = EventAccumulator(str(folder)).Reload()

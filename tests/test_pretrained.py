@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Marker
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -238,16 +239,6 @@ def test_a_file_that_is_cut_off_is_an_error(file):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="is not a valid safetensors file, or is truncated: "):
         read_tables(file)
-
-
-class Marker:
-    """What a pickle runs: it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def test_a_pickle_that_would_run_code_is_an_error_and_does_not_run(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SMALL, Marker
 
 from gpt2_lit import EmbeddingModule, EmbeddingStub
 from gpt2_lit.cli.main import train
@@ -185,16 +185,6 @@ def test_from_python_a_checkpoint_from_elsewhere_imports_nothing_that_is_not_imp
     assert type(model.backbone) is torch.nn.Identity
     mark_as_made_here(from_elsewhere.parents[1] / "config.yaml")
     assert type(EmbeddingStub.load_from_checkpoint(from_elsewhere).backbone).__name__ == "Blocks"
-
-
-class Marker:
-    """What a pickle from somebody else may hold: reading it would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
 
 
 def test_no_way_to_read_a_checkpoint_runs_a_pickle(here: Callable[..., str], tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from gpt2_lit.cli.messages import PACKAGE
 from gpt2_lit.errors import FileError
 
-PACKAGE = Path(__file__).parents[1]
 PATTERNS = ("configs/*.yaml", "examples/*.py")  # setup.py puts them into the wheel
 
 

@@ -401,14 +401,8 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
 
     try:
         return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
-    except (
-        yaml.YAMLError,
-        TypeError,
-        KeyError,
-        ValueError,
-        RecursionError,
-    ):  # texts beside somebody else's config.yaml
-        return None
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
+        return None  # texts beside somebody else's config.yaml
 
 
 def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1) -> tuple[int, "np.ndarray", int]:

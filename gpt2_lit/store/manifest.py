@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
+WRONG_ENDS = "has document ends that do not ascend, or lie outside of its shard"
 LINK = "is a link that leads out of the store (cp -rL makes a copy of a store without links)"
 _KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -26,9 +27,6 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 class VersionError(StoreError):
     """A token store that another version of gpt2_lit wrote: not damaged, so that nobody should write over it."""
-
-
-WRONG_ENDS = "has document ends that do not ascend, or lie outside of its shard"
 
 
 class Damage(NamedTuple):

@@ -62,9 +62,6 @@ def prepare(
     files = absolute(files)
     storage = LocalStorage(store_directory(store))
     writer = StoreWriter(storage)
-    former = writer.manifest()
-    if former and former.has_sha256:
-        recipe = replace(recipe, sha256=True)
     work = _Work.plan(files, recipe, writer)
     if work.former and work.is_done:
         _tell(report)
@@ -73,7 +70,7 @@ def prepare(
     with storage.lock():
         _tell(report)
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
-        made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
+        made = _share_out(work.missing, storage, work.recipe, num_processes, show_progress)
         tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
         done = _commit(work, made, files, recipe, writer)
         if all(format_of(file.path).documents is None for file in files):  # of others nobody knows how many texts
@@ -109,6 +106,7 @@ class _Work(NamedTuple):
     """What a store is to become, and what it has of that."""
 
     former: Manifest | None
+    recipe: Recipe
     shard_bytes: int
     plans: list[ShardPlan]
     finished: dict[str, Shard]
@@ -117,6 +115,8 @@ class _Work(NamedTuple):
     @classmethod
     def plan(cls, files: Sequence[SourceFile], recipe: Recipe, writer: StoreWriter) -> "_Work":
         former = writer.manifest()
+        if former and former.has_sha256:
+            recipe = replace(recipe, sha256=True)
         shard_bytes = choose_shard_bytes(files, former.shard_bytes if former else None)
         plans = plan_shards(files, recipe, shard_bytes)
         finished = {}
@@ -126,7 +126,7 @@ class _Work(NamedTuple):
             )
         shards = [finished.get(plan.key) for plan in plans]
         is_done = former is not None and shards == former.shards and not former.damages(writer.storage)
-        return cls(former, shard_bytes, plans, finished, is_done)
+        return cls(former, recipe, shard_bytes, plans, finished, is_done)
 
     @property
     def missing(self) -> list[ShardPlan]:

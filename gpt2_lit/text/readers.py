@@ -479,7 +479,7 @@ def _names(field: str, names: Iterable[str]) -> str:
 
 
 def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
-    if 0 in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if 0 in data and not data.startswith(tuple(_MARKS)):
         raise _nul_error(file, position, data)
     try:
         text = data.decode()

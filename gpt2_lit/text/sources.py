@@ -155,9 +155,11 @@ class Source:
 
 def _number(path: str) -> Any:
     """What hard links of one file have in common, where the file system tells."""
+    if is_url(path):
+        return path
     with suppress(OSError):  # gone since; who reads it will say so
         status = os.stat(path)
-        if not is_url(path) and status.st_ino:
+        if status.st_ino:
             return status.st_dev, status.st_ino
     return path
 
