@@ -5,6 +5,8 @@ Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the packa
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
+from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # whoever embeds without a Trainer need not import Lightning
@@ -35,6 +37,15 @@ def attributes_to_find(trainer: "Trainer") -> list[str]:
 
     finders = [callback for callback in callbacks_of(trainer) if isinstance(callback, LearningRateFinder)]
     return [name for finder in finders if (name := vars(finder)["_attr_name"])]
+
+
+def sets_epoch_by_itself() -> bool:
+    """Whether the Trainer or Fabric is calling ``set_epoch`` of a sampler, and not the user.
+
+    Fabric does so before each pass, with the number of passes before it, whatever they were for. A way for a loader to
+    say that it counts its epochs itself would do.
+    """
+    return any(frame.f_code.co_name == "_set_sampler_epoch" for frame, _ in islice(walk_stack(None), 10))
 
 
 def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:

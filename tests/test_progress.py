@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import DIFFERENT_WORDS
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from test_datamodule import fit, made, windows
 
-from gpt2_lit import GPTDataModule
+from gpt2_lit import EmbeddingStub, GPTDataModule
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
 # warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.
@@ -42,7 +42,7 @@ def test_the_state_is_the_position_in_windows_in_plain_numbers_and_strings(state
     assert torch.load(tmp_path / "state", weights_only=True) == state
 
 
-def test_without_a_trainer_there_is_no_state(words):
+def test_before_a_training_there_is_no_state(words):
     assert made(words).state_dict() == {}
 
 
@@ -77,6 +77,39 @@ def test_resuming_with_a_text_that_was_changed_is_refused(words, state):
         resume(data, state)
 
 
-def test_resuming_without_a_trainer_is_an_error(words, state):
-    with pytest.raises(RuntimeError, match="takes a Trainer"):
-        made(words).load_state_dict(state)
+class Watch(Callback):
+    """Keeps the first ids of the windows that were trained on, batch by batch."""
+
+    def __init__(self) -> None:
+        self.trained: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.trained += batch.input_ids.tolist()
+
+
+@pytest.mark.parametrize(("steps_before", "epoch"), [(5, 0), (16, 1), (21, 1)], ids=["within", "end", "second"])
+@pytest.mark.parametrize("num_words", [300, 150], ids=["as long", "shorter"])
+def test_on_request_a_training_continues_with_another_text_where_an_epoch_of_it_begins(
+    words, tmp_path, caplog, steps_before, epoch, num_words
+):
+    before = fit(made(words), max_steps=steps_before)
+    before.save_checkpoint(tmp_path / "last.ckpt")
+    words.write_text(DIFFERENT_WORDS[: 5 * num_words - 1].replace("w000 w001", "w001 w000"))
+    data, watch = made(words, val_fraction=0.0, continue_with_other_data=True), Watch()
+    per_epoch = num_words // 4 // 4
+    max_steps = steps_before + 2 * per_epoch - 1
+    options: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[watch], max_steps=max_steps, **options)
+    model = EmbeddingStub(302, 8, 4)
+    model.on_train_start = lambda: starts.append((trainer.global_step, model.embedding.token_embedding.weight.clone()))
+    starts: list[Any] = []
+    trainer.fit(model, data, ckpt_path=tmp_path / "last.ckpt")
+
+    [(step, weights)] = starts
+    assert step == steps_before
+    assert torch.equal(weights, before.lightning_module.embedding.token_embedding.weight)
+    plain = made(words, val_fraction=0.0).train_dataloader()
+    plain.set_epoch(epoch)
+    assert watch.trained == (windows(plain) + windows(plain))[: 4 * (2 * per_epoch - 1)]
+    assert trainer.global_step == max_steps
+    assert caplog.text.count("run on other data") == 1
