@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from conftest import PROJECT, logged
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from examples.gpt import GPT, Blocks, CausalSelfAttention, next_token_loss
+from examples.gpt import GPT, Block, Blocks, CausalSelfAttention, next_token_loss
 from examples.own_module import LitGPT
 from examples.plain_loop import train
 from examples.sample import continue_text, generate, main
+from examples.textbook_gpt import GPT_CONFIG_124M, GPTModel, load_textbook_weights
 from gpt2_lit import EmbeddingModule, EmbeddingStub, GPTDataModule, tokenize
 
 TALE = PROJECT / "gpt2_lit" / "assets" / "tale.txt"
@@ -143,6 +145,51 @@ def test_a_gpt_scores_every_token_by_its_row_of_the_table() -> None:
     hidden, table = gpt.blocks(gpt.embedding(input_ids)), gpt.embedding.token_embedding.weight
     for v in range(V):
         torch.testing.assert_close(gpt(input_ids)[0, :, v], hidden[0] @ table[v])
+
+
+class TextbookGPT(nn.Module):
+    """The same model as the textbooks begin it: two embeddings, their sum, and dropout."""
+
+    def __init__(self, cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        blocks = [Block(cfg["emb_dim"], cfg["n_heads"], cfg["drop_rate"]) for _ in range(cfg["n_layers"])]
+        self.trf_blocks = nn.Sequential(*blocks)
+        self.final_norm = nn.LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx: Tensor) -> Tensor:
+        vectors = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(torch.arange(in_idx.shape[1])))
+        return self.out_head(self.final_norm(self.trf_blocks(vectors)))
+
+
+SIZES = GPT_CONFIG_124M | {"vocab_size": V, "context_length": T, "emb_dim": D, "n_heads": H, "n_layers": LAYERS}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpt_as_in_the_textbooks_has_the_same_logits_and_gradients_with_the_embedding_module(training: bool) -> None:
+    logits, gradients = [], []
+    for model_class in (TextbookGPT, GPTModel):
+        torch.manual_seed(123)
+        model = model_class(SIZES).train(training)
+        logits.append(model(torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])))
+        logits[-1].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert torch.equal(*logits)
+    assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_a_gpt_with_the_embedding_module_loads_the_weights_of_the_textbooks_one() -> None:
+    theirs, ours = TextbookGPT(SIZES).eval(), GPTModel(SIZES).eval()
+    load_textbook_weights(ours, theirs.state_dict())
+    input_ids = torch.tensor([[3, 1, 4]])
+    assert torch.equal(ours(input_ids), theirs(input_ids))
+    weights = theirs.state_dict()
+    del weights["out_head.weight"]
+    with pytest.raises(RuntimeError, match='Missing key.*"out_head.weight"'):
+        load_textbook_weights(ours, weights)
 
 
 def test_the_loss_of_even_scores_is_that_of_guessing() -> None:

@@ -167,6 +167,26 @@ def dataloader_v1(
     )
 
 
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader:
+    """The same as :func:`dataloader_v1`, by the name, arguments and defaults of Raschka's textbook.
+
+    ``max_length`` is its name of ``context_size``.
+
+    Example:
+        >>> len(create_dataloader_v1("Once upon a time there were four", batch_size=1, max_length=4, stride=1))
+        3
+    """
+    return dataloader_v1(txt, batch_size, max_length, stride, shuffle, drop_last, num_workers)
+
+
 def as_it_is(batch: Any) -> Any:
     """What a DataLoader is to do to a batch that is one already."""
     return batch
