@@ -2,8 +2,8 @@
 
     model = GPTModel({"vocab_size": 50257, "context_length": 256, "emb_dim": 768, ...})
 
-Under one seed it has the same logits as with them, and it loads weights that were trained with them. The blocks are those
-of gpt.py; take your own.
+Under one seed it has the same logits as with them, and it loads weights that were trained with them. The blocks are
+those of gpt.py; take your own.
 """
 
 from typing import Any

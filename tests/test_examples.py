@@ -188,7 +188,7 @@ def test_a_gpt_with_the_embedding_module_loads_the_weights_of_the_textbooks_one(
     assert torch.equal(ours(input_ids), theirs(input_ids))
     weights = theirs.state_dict()
     del weights["out_head.weight"]
-    with pytest.raises(RuntimeError, match='Missing key.*"out_head.weight"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"out_head.weight"'):
         load_textbook_weights(ours, weights)
 
 
