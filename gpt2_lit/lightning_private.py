@@ -3,8 +3,9 @@
 Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the package; tests would notice a change.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from itertools import islice
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,14 @@ def batches_trained(trainer: "Trainer") -> int:
 def callbacks_of(trainer: "Trainer") -> "list[Callback]":
     """``trainer.callbacks``, which Lightning documents but does not declare: a type checker does not know it."""
     return vars(trainer)["callbacks"]
+
+
+def arguments_of(module: "nn.Module") -> Collection[str]:
+    """The names of the arguments of a module's ``forward``, also of one that ``torch.compile`` has wrapped.
+
+    ``inspect.signature`` of the wrapper would do, if it had that of the module in it.
+    """
+    return signature(getattr(module, "_orig_mod", module).forward).parameters
 
 
 def attributes_to_find(trainer: "Trainer") -> list[str]:

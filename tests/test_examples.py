@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from conftest import PROJECT, logged
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from examples.gpt import GPT, Block, Blocks, CausalSelfAttention, next_token_loss
+from examples.gpt import GPT, Block, Blocks, CausalSelfAttention, cu_seqlens, document_mask, next_token_loss
 from examples.own_module import LitGPT
 from examples.plain_loop import train
 from examples.sample import continue_text, generate, main
@@ -63,6 +64,36 @@ def test_no_place_sees_what_comes_after_it() -> None:
         changed[0, t] = 2
         same = (gpt(changed) == scores).all(dim=-1)[0].tolist()
         assert same == [place < t for place in range(T)]
+
+
+def test_no_document_sees_another_one_of_its_window() -> None:
+    gpt = small_gpt()
+    input_ids = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    document_ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]])
+    position_ids = torch.tensor([[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]])
+    logits = gpt(input_ids, position_ids, document_ids)
+    for document in range(3):
+        changed = input_ids.clone()
+        changed[0, document_ids[0] == document] = 7
+        same = (gpt(changed, position_ids, document_ids) == logits).all(dim=-1)
+        assert torch.equal(same[0], document_ids[0] != document)
+        assert same[1].all()
+    moved = (gpt(changed, position_ids) != gpt(input_ids, position_ids)).any(dim=-1)
+    assert moved[0].tolist() == [False] * 5 + [True]
+    changed[0, 0] = 7
+    assert (gpt(changed, position_ids) != gpt(input_ids, position_ids)).any(dim=-1)[0].all(), "without document_ids"
+    for number, document in enumerate(([3, 1], [4, 1, 5], [9])):
+        torch.testing.assert_close(logits[0, document_ids[0] == number], gpt(torch.tensor([document]))[0])
+
+
+def test_documents_as_lengths_are_those_of_the_mask() -> None:
+    document_ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    borders = cu_seqlens(document_ids).tolist()
+    assert borders == [0, 2, 5, 6, 9, 12, 18]
+    mask = torch.zeros(18, 18, dtype=torch.bool)
+    for start, stop in pairwise(borders):
+        mask[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
+    assert torch.equal(torch.block_diag(*document_mask(document_ids)[:, 0]).bool(), mask)
 
 
 def test_the_blocks_are_those_of_gpt2() -> None:
