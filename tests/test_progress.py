@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import DIFFERENT_WORDS
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from test_datamodule import fit, made, windows
 
@@ -77,14 +78,42 @@ def test_resuming_with_a_text_that_was_changed_is_refused(words, state):
         resume(data, state)
 
 
-class Watch(Callback):
-    """Keeps the first ids of the windows that were trained on, batch by batch."""
+class Trained(Callback):
+    """The first tokens of each batch that was trained on."""
 
     def __init__(self) -> None:
-        self.trained: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.trained += batch.input_ids.tolist()
+        self.batches.append(batch.input_ids[:, 0].tolist())
+
+
+@pytest.mark.parametrize(("max_val", "found"), [(8, 8), (99, 0)])
+def test_a_batch_size_that_lightning_looks_for_is_tried_and_trained_with(words, tmp_path, max_val, found):
+    data, seen = made(words), Trained()
+    tried = []
+
+    class Watch(EmbeddingStub):
+        def training_step(self, batch, batch_idx):
+            tried.append(len(batch.input_ids))
+            return super().training_step(batch, batch_idx)
+
+    finder = BatchSizeFinder("binsearch", steps_per_trial=1, max_val=max_val, margin=0.0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=[finder, seen], **options)
+    model = Watch(data.vocab_size, 8, 4)
+    if not found:  # in 66 windows
+        with pytest.raises(ValueError, match="too few windows for one full batch: 1 x batch_size 99 windows, and"):
+            trainer.fit(model, data)
+        assert data.batch_size == 64
+    else:
+        trainer.fit(model, data)
+        assert data.batch_size == found
+        loader = made(words, batch_size=found).train_dataloader()
+        assert seen.batches == [inputs[:, 0].tolist() for _ in range(2) for inputs, _ in loader]
+        assert data.state_dict()["global_batch"] == found
+    assert sorted(set(tried)) == ([2, 4, 8] if found else [2, 4, 8, 16, 32, 64])
+    assert [path.name for path in tmp_path.iterdir()] == ["words.txt"]
 
 
 @pytest.mark.parametrize(("steps_before", "epoch"), [(5, 0), (16, 1), (21, 1)], ids=["within", "end", "second"])
@@ -95,7 +124,7 @@ def test_on_request_a_training_continues_with_another_text_where_an_epoch_of_it_
     before = fit(made(words), max_steps=steps_before)
     before.save_checkpoint(tmp_path / "last.ckpt")
     words.write_text(DIFFERENT_WORDS[: 5 * num_words - 1].replace("w000 w001", "w001 w000"))
-    data, watch = made(words, val_fraction=0.0, continue_with_other_data=True), Watch()
+    data, watch = made(words, val_fraction=0.0, continue_with_other_data=True), Trained()
     per_epoch = num_words // 4 // 4
     max_steps = steps_before + 2 * per_epoch - 1
     options: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
@@ -110,6 +139,6 @@ def test_on_request_a_training_continues_with_another_text_where_an_epoch_of_it_
     assert torch.equal(weights, before.lightning_module.embedding.token_embedding.weight)
     plain = made(words, val_fraction=0.0).train_dataloader()
     plain.set_epoch(epoch)
-    assert watch.trained == (windows(plain) + windows(plain))[: 4 * (2 * per_epoch - 1)]
+    assert watch.batches == [inputs[:, 0].tolist() for _ in range(2) for inputs, _ in plain][:-1]
     assert trainer.global_step == max_steps
     assert caplog.text.count("run on other data") == 1

@@ -222,6 +222,22 @@ def test_a_text_whose_words_change_leaves_one_store(tmp_path):
     assert len(list(store.glob("tokens-*"))) == 1
 
 
+def test_a_tokenizer_json_has_one_store_however_it_is_named_and_another_has_another(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    places = []
+    for last in ("b", "c"):
+        model = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1, last: 2}, unk_token="a")
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+        tokenizer.save("mine/tokenizer.json")
+        made = [make_tokenizer(choice) for choice in ("mine/", "mine/tokenizer.json", tmp_path / "mine")]
+        places += [TokenCache(tmp_path, Recipe(tokenizer=tokenizer)).directory_of("a.txt") for tokenizer in made]
+    assert len({*places[:3]}) == len({*places[3:]}) == 1
+    assert places[0] != places[3]
+
+
 def test_tokens_of_another_vocabulary_are_never_opened(tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("before")

@@ -78,12 +78,13 @@ def test_threads_pay_for_gpt2_where_tiktoken_encodes_it(monkeypatch, with_gigato
     monkeypatch.setattr(tokenizer_module, "uses_gigatoken", lambda: with_gigatoken)
     assert make_tokenizer("gpt2").releases_gil is make_tokenizer(gpt2_tokenizer()).releases_gil is releases_gil
     assert make_tokenizer(encoding()).releases_gil
+    assert not make_tokenizer("words", lambda: ["a"]).releases_gil, "Python's own code"
 
 
 def test_words_are_those_of_all_texts():
     words = make_tokenizer("words", lambda: ["the hat, the", "cat"])
     assert words.load().vocab == {",": 0, "cat": 1, "hat": 2, "the": 3, "<|endoftext|>": 4, "<unk>": 5}
-    assert (words.name, words.vocab_size, words.end_of_text) == ("words", 6, 4)
+    assert (words.name, words.vocab_size, words.end_of_text, words.cut_before) == ("words", 6, 4, " \r\n")
     assert words.fingerprint == tokenizer_hash(words.load())
     assert words.encode("the dog") == [3, 5]
     assert words.decode([3, 1]) == "the cat"

@@ -38,7 +38,8 @@ class GPTDataModule(LightningDataModule):
             .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
             and llm.c write them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
-            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
+            path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or any object with encode,
+            decode and n_vocab.
         context_size: Length of a window, in tokens.
         stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.
@@ -106,7 +107,8 @@ class GPTDataModule(LightningDataModule):
         _check_shares(val_fraction, cache_size, shuffle)
         self.context_size = whole_number("context_size", context_size)
         self.stride = self.context_size if stride is None else whole_number("stride", stride)
-        self.batch_size = whole_number("batch_size", batch_size)
+        self._progress_of_last_fit: Progress | None = None
+        self.batch_size = batch_size
         self.num_workers = whole_number("num_workers", num_workers, least=0)
         self.seed = whole_number("seed", seed, least=-(2**63), most=2**63 - 1)
         self.source = Source.of(source)
@@ -122,6 +124,7 @@ class GPTDataModule(LightningDataModule):
         self.check = bool(check)
         self.continue_with_other_data = bool(continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
+        self.text_options.check()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -131,7 +134,6 @@ class GPTDataModule(LightningDataModule):
         self.train_dataset: TokenWindows | None = None
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
-        self._progress_of_last_fit: Progress | None = None
         self._passes: Passes | None = None  # of the loader that a plain loop trains on
         self._state_to_resume: dict[str, Any] = {}  # of a plain loop
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
@@ -157,6 +159,18 @@ class GPTDataModule(LightningDataModule):
         return data
 
     @property
+    def batch_size(self) -> int:
+        """Windows in a batch, for each process. It may change in a training, as Lightning's BatchSizeFinder does."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        batch_size = whole_number("batch_size", batch_size)
+        if self._progress:
+            self._progress.resize(batch_size)
+        self._batch_size = batch_size
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids in the vocabulary, V. With words it reads the source."""
         return self.tokenizer.vocab_size
@@ -180,12 +194,12 @@ class GPTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
-        others = {name: getattr(self, name) for name in ("val_source", "test_source")}
-        others = {name: source for name, source in others.items() if source is not None}
-        for name, source in others.items():
-            if found := common_file(source, self.source):
+        given = {"source": self.source, "val_source": self.val_source, "test_source": self.test_source}
+        sources = {name: _looked_up(source) for name, source in given.items() if source is not None}
+        for name in list(sources)[1:]:
+            if found := common_file(sources[name], sources["source"]):
                 raise _contaminated(name, *found)
-        for source in (self.source, *others.values()):
+        for source in sources.values():
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
@@ -422,6 +436,10 @@ class GPTDataModule(LightningDataModule):
             "tokens": self.store.content,
             "ranges": zlib.crc32(np.array(dataset.ranges).data),
         }
+
+
+def _looked_up(source: Source) -> Source:
+    return source.looked_up() if kind_of(source) == "text" else source
 
 
 def _set_up(dataset: TokenWindows | None) -> TokenWindows:

@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
     filesystem_of,
+    identity,
     is_http,
     is_url,
     local_file,
+    portable,
     remote_file,
     unreadable,
     web_file,
@@ -46,6 +48,7 @@ class Source:
     Args:
         names: The names, with ``~`` written out.
         texts: Or texts that are in memory: see :meth:`of_texts`.
+        found: What :meth:`look` is to give instead of looking: see :meth:`looked_up`.
 
     Example:
         >>> Source.of(["a.txt", Path("b")])
@@ -56,6 +59,7 @@ class Source:
 
     names: tuple[str, ...]
     texts: tuple[str, ...] = field(default=(), repr=False)
+    found: "tuple[list[SourceFile], str] | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, choice: Any) -> "Source":
@@ -116,19 +120,26 @@ class Source:
 
     def look(self) -> tuple[list[SourceFile], str]:
         """The same files, and a line on what directories and patterns gave and what was passed over; else empty."""
+        if self.found:
+            return self.found
         passed_over: list[str] = []
         files: list[SourceFile] = []
         for name in self.names:
             files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
         # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
         named: dict[str, SourceFile] = {}
-        for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
-            named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
-        files = list(named.values())
+        for file in sorted(files, key=lambda file: portable(file.path)):
+            named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
+        num_repeated, files = len(files) - len(named), list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
-        is_told = passed_over or any(file.path not in by_name for file in files)
-        return files, shown(_report(files, passed_over)) if is_told else ""
+        is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
+        repeated = f"; {num_repeated:,} named more than once and read once" if num_repeated else ""
+        return files, shown(_report(files, passed_over) + repeated) if is_told else ""
+
+    def looked_up(self) -> "Source":
+        """The same, which stands for the files that there are now, however often it is asked."""
+        return replace(self, found=self.look())
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""
@@ -301,7 +312,9 @@ def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
         if os.path.isdir(name):
             paths = _below(name, passed_over)
             if not paths:
-                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+                hidden = sum(map(_is_hidden, passed_over))
+                count = f" Hidden ones ({hidden:,}) are left out." if hidden else ""
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}{count}")
         elif os.path.exists(name):
             paths = [name]
         else:
@@ -386,8 +399,8 @@ def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[s
     seen, links = set(), [top]
     for start in links:
         for parent, names, files in os.walk(start, onerror=stop):
-            place = os.path.realpath(parent)
-            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+            place = identity(parent)
+            if place in seen or (start != top and identity(top).startswith(os.path.join(place, ""))):
                 names.clear()
                 continue
             seen.add(place)
@@ -411,10 +424,14 @@ def _check_readable(files: list[SourceFile]) -> None:
                 needed.setdefault((takes.package, takes.extra), file.path)
     for (package, extra), path in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"data.source: to read {path} takes {package}, which is not installed. "
-                f"Install it by: pip install 'gpt2-lit[{extra}]'"
-            )
+            raise _missing_package(path, package, extra)
+
+
+def _missing_package(path: str, package: str, extra: str) -> MissingPackage:
+    return MissingPackage(
+        f"data.source: to read {path} takes {package}, which is not installed. Install it by: pip install "
+        f"'gpt2-lit[{extra}]'"
+    )
 
 
 def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
