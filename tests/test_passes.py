@@ -258,3 +258,39 @@ def test_a_position_in_other_data_is_refused_and_the_message_names_the_way_to_go
     assert windows(resumed(continue_with_other_data=True)) == epoch_1, "from its beginning"
     [told] = [record.getMessage() for record in caplog.records if "run on other data" in record.getMessage()]
     assert told.endswith("Training continues at the beginning of an epoch of this data.")
+
+
+def train(words: Any, num_steps: int, checkpoint: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
+    """A loop of the training chapter, which looks at its own training data every third step, to its last state."""
+    torch.manual_seed(1)
+    loader, model = loader_of(words, **options), EmbeddingStub(302, 8, 4)
+    optimizer, step = torch.optim.AdamW(model.parameters()), 0
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        loader.load_state_dict(checkpoint["loader"])
+        step = checkpoint["step"]
+    while step < num_steps:
+        for input_ids, target_ids in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(input_ids).flatten(0, 1), target_ids.flatten()).backward()
+            optimizer.step()
+            step += 1
+            if step % 3 == 0:
+                with torch.no_grad():
+                    windows(islice(loader, 5))
+            if step == num_steps:
+                break
+    parts = {"model": model, "optimizer": optimizer, "loader": loader}
+    return {"step": step} | {name: part.state_dict() for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(words, num_workers):
+    weights = []
+    for stops in ([], [7, EPOCH, EPOCH + 3]):
+        state = None
+        for num_steps in [*stops, 2 * EPOCH + 5]:
+            state = train(words, num_steps, state, num_workers=num_workers if stops else 0)
+        weights.append(state["model"]["embedding.token_embedding.weight"])
+    assert torch.equal(*weights)
