@@ -201,7 +201,7 @@ DEFAULTS = {
     "monitor.stub.EmbeddingStub": dict(vocab_size=50257, embed_dim=64, context_size=32, dropout=0.0, init="gpt2"),
     "monitor.monitor.EmbeddingMonitor": dict(every_n_steps=1000, projected_tokens=2000),
     "cli.run.RunCheckpoint": dict(every_n_steps=500, monitor="val/loss"),
-    "store.prepare.prepare": dict(show_progress=True, sha256=False),
+    "store.prepare.prepare": dict(show_progress=True),
     "store.verify.verify": dict(show_progress=False),
     "store.token_store.open_store": dict(check=False),
 }  # fmt: skip

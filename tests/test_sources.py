@@ -526,3 +526,20 @@ def test_files_that_are_named_more_than_once_are_read_once_and_that_is_told(tmp_
     assert [Path(file.path).name for file in files] == ["a.txt", "b.txt"]
     assert report == "data.source: 2 files (2 .txt), 8 bytes; 3 named more than once and read once"
     assert Source.of([tmp_path / "a.txt", tmp_path / "b.txt"]).look()[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", '{"_data_files": [5]}'),
+        ("state.json", '{"_data_files": {"filename": "a.txt"}}'),
+        ("state.json", '{"_data_files": [{"filename": 5}]}'),
+        ("dataset_dict.json", '{"splits": 5}'),
+        ("dataset_dict.json", '{"splits": [1, 2]}'),
+        ("dataset_dict.json", "[" * 100_000),
+    ],
+)
+def test_json_of_another_form_beside_texts_is_another_programs(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "a.txt").write_text("text")
+    assert [Path(file.path).name for file in find_files(tmp_path)] == ["a.txt"]

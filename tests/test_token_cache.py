@@ -1,9 +1,13 @@
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +293,15 @@ def age(place: Path, days: int) -> None:
     os.utime(place / ".last_use", (at, at))
 
 
+def test_a_store_that_somebody_works_on_is_neither_removed_nor_waited_for(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        with LocalStorage(tmp_path / "store").lock():
+            (tmp_path / "store" / LAST_USE).touch()
+            removed = pool.submit(last_use.remove, tmp_path / "store")
+            wait([removed], timeout=1)
+        assert not removed.result()
+
+
 def test_the_cache_lists_what_it_holds_the_last_used_first(cache, tmp_path):
     assert cache.entries() == []
     places = fill(cache, tmp_path, "abc")
@@ -351,13 +364,15 @@ sys.stdin.read()
 
 def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
     fill(cache, tmp_path, "a")
-    monkeypatch.setattr("os.open", raise_read_only)
+    monkeypatch.setattr("os.open", partial(open_to_read_only, os.open))
     assert cache.prepare(tmp_path / "a").num_made == 0
     assert len(cache.open(tmp_path / "a")) == 10_000
 
 
-def raise_read_only(*args: object, **kwargs: object) -> None:
-    raise OSError(30, "Read-only file system")
+def open_to_read_only(open_file: Callable[..., int], path: str, flags: int, *args: int, **kwargs: int) -> int:
+    if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+    return open_file(path, flags, *args, **kwargs)
 
 
 def test_a_new_cache_is_its_owners_alone_and_one_that_is_shared_stays_so(cache, tmp_path):

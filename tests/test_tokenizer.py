@@ -673,3 +673,20 @@ def test_an_id_takes_two_bytes_where_all_ids_fit_and_four_elsewhere(text, ids, d
 def test_a_negative_id_is_refused():
     with pytest.raises(ValueError, match="must be 0 or more, and the tokenizer gave -1"):
         token_array(LetterTokenizer(a=5, b=-1), "aba")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model": 5}',
+        '{"model": {"type": "BPE", "vocab": 5, "merges": 3}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [5]}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [{"id": 50256}]}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_tokenizer_json_of_another_form_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InvalidValue, match=r"tokenizer: .*tokenizer\.json"):
+        make_tokenizer(str(tmp_path / "tokenizer.json"))

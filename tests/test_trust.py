@@ -15,7 +15,7 @@ from gpt2_lit import EmbeddingModule, EmbeddingStub
 from gpt2_lit.cli.main import train
 from gpt2_lit.cli.tool import main
 from gpt2_lit.errors import NotPermitted
-from gpt2_lit.trust import foreign_code, is_made_here, mark_as_made_here
+from gpt2_lit.trust import foreign_code, foreign_code_of_run, is_made_here, mark_as_made_here
 
 EVIL = "open(__file__ + '.ran', 'w').close()\nfrom torch.nn import Identity\nclass Blocks(Identity): pass\n"
 
@@ -213,3 +213,31 @@ def test_no_way_to_read_a_checkpoint_runs_a_pickle(here: Callable[..., str], tmp
     assert not mark.exists()
     torch.load(path, weights_only=False)  # so the test would see it
     assert mark.exists()
+
+
+NAMED_A_BILLION_TIMES = "\n".join(
+    ["a0: &a0 [x.y]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (NAMED_A_BILLION_TIMES, "more than 10,000 values, too many to look at"),
+        ("a: &a [*a]", "more than 10,000 values, too many to look at"),
+        ("[" * 5000, "config.yaml (cannot be read)"),
+    ],
+    ids=["a billion names", "itself", "deep"],
+)
+def test_a_config_that_is_too_much_to_look_at_is_not_trusted(tmp_path, content, named):
+    (tmp_path / "config.yaml").write_text(content)
+    [found] = foreign_code_of_run(tmp_path / "config.yaml")
+    assert found.endswith(named)
+
+
+def test_hyperparameters_within_each_other_are_not_trusted():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    assert foreign_code(deep) == ["values within values, too deep to look at"]

@@ -28,10 +28,11 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
 
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
-            # First, as the other starts a process: none imports a file of the working directory.
-            # Signals may come before a worker is ready for them, and BLAS starts threads on import.
-            obeys = not hasattr(signal, "sigtimedwait")  # SIGTERM, as it cannot tell who sent it
-            with inherited(PYTHONSAFEPATH="1"), signals_blocked(signal.SIGINT, *() if obeys else [signal.SIGTERM]):
+            # A signal may come before a worker is ready for it, and BLAS starts threads on import. Where one
+            # cannot tell who sent SIGTERM, it obeys.
+            signals = [signal.SIGINT, signal.SIGTERM] if hasattr(signal, "sigtimedwait") else [signal.SIGINT]
+            # Blocking starts a process, too: none imports a file of the working directory.
+            with inherited(PYTHONSAFEPATH="1"), signals_blocked(*signals):
                 return super().__iter__()
         if self.pin_memory:
             return super().__iter__()

@@ -37,7 +37,7 @@ class TokenStore:
         self._manifest = manifest
         self._reopen = reopen
         self._ends: dict[int, Int64[np.ndarray, " _"]] = {}
-        self._windows: dict[int, np.ndarray] = {}
+        self._views: dict[int, np.ndarray] = {}
 
     @classmethod
     def of_array(
@@ -102,9 +102,9 @@ class TokenStore:
     def rows(self, starts: Int64[np.ndarray, " B"], length: int) -> Integer[np.ndarray, "B {length}"]:
         """A copy of the ``length`` tokens from each of ``starts`` on; an IndexError if there are fewer."""
         if len(self._shards) == 1 and length <= len(self):
-            if length not in self._windows:
-                self._windows[length] = sliding_window_view(self._shards[0], length)
-            return self._windows[length][starts]
+            if length not in self._views:
+                self._views[length] = sliding_window_view(self._shards[0], length)
+            return self._views[length][starts]
         if not len(starts):
             return np.empty((0, length), self.dtype)
         numbers, itemsize = np.searchsorted(self._starts, starts, side="right") - 1, self.dtype.itemsize

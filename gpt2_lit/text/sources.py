@@ -172,15 +172,15 @@ def _without_caches(paths: list[str], chosen: list[str], read: Callable[[str], b
     for path in paths:
         directory, name = os.path.split(path)
         if name == "dataset_dict.json":
-            splits = _json_object(read(path)).get("splits", [])
+            splits = _strings(_json_object(read(path)).get("splits"))
             if len(splits) > 1:
                 raise InvalidValue(
                     f"data.source: {directory} is a dataset of several splits ({', '.join(splits)}), which should not "
                     f"get mixed. Name the one to read: {directory}/{splits[0]}"
                 )
-        elif name == "state.json" and "_data_files" in (state := _json_object(read(path))):
+        elif name == "state.json" and (files := _names_of_files(state := _json_object(read(path)))):
             # What datasets caches lies in the same directory, with the same extension.
-            parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
+            parts = {path.removesuffix(name) + file for file in files}
             if missing := parts.difference(paths):
                 raise InvalidValue(f"data.source: the dataset {directory} lacks its file {min(missing)}. Copy it anew.")
             if state.get("_indices_data_files"):  # of versions of 2020; the rows are not those of the dataset
@@ -296,9 +296,21 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     """What is in a file that may be another program's of the same name: then nothing."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _names_of_files(state: dict[str, Any]) -> list[str]:
+    """The files of a saved dataset; none if it is another program's state."""
+    files = state.get("_data_files")
+    files = files if isinstance(files, list) else []
+    return _strings([file.get("filename") if isinstance(file, dict) else None for file in files])
+
+
+def _strings(values: Any) -> list[str]:
+    """A list of strings; of anything else none."""
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
 
 
 _NOTHING_TO_READ = (

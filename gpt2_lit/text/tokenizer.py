@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, UserError
 from gpt2_lit.text.bpe import (
     GPT2_END_OF_TEXT,
     GPT2_FINGERPRINT,
@@ -248,10 +248,15 @@ def _of_file(name: str) -> Tokenizer:
     if os.path.isdir(path):
         path = os.path.join(path, "tokenizer.json")
     content = read_tokenizer_json(path)
-    if is_gpt2_json(content):
-        return _gpt2(name)
     file = TokenizerFile(path, json_fingerprint(content))
-    encoder = file(content)
+    try:
+        if is_gpt2_json(content):
+            return _gpt2(name)
+        encoder = file(content)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a field that has another form
+        raise InvalidValue(f"tokenizer: {path} is not a tokenizer.json: {error}. Set data.tokenizer.") from None
     return Tokenizer(
         name,
         encoder.n_vocab,
