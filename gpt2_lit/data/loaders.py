@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.passes import Passes
-from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows
+from gpt2_lit.errors import InvalidValue, true_or_false, whole_number
 from gpt2_lit.store.workers import inherited, signals_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
@@ -149,8 +149,10 @@ def dataloader_v1(
         [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440]]
     """
     batch_size = whole_number("batch_size", batch_size, unit=" window")
+    num_workers = whole_number("num_workers", num_workers, least=0)
+    drop_last = true_or_false("drop_last", drop_last)
     windows = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
-    order = RandomSampler(windows) if shuffle else SequentialSampler(windows)
+    order = RandomSampler(windows) if true_or_false("shuffle", shuffle) else SequentialSampler(windows)
     batches = BatchSampler(order, batch_size, drop_last)
     if not len(batches):
         raise InvalidValue(

@@ -11,7 +11,7 @@ from jaxtyping import Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, WRONG_ENDS, Damage, Manifest, StoreError, map_array
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.verify import verify
 
 
@@ -179,7 +179,7 @@ def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
         StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. With
             ``check`` all of it is read once, and compared with its checksums.
     """
-    path = Path(path).absolute()
+    path = store_directory(path)
     manifest = Manifest.load(path)
     if damages := verify(path, show_progress=True) if check else manifest.damages(LocalStorage(path)):
         more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
