@@ -16,8 +16,9 @@ The letters are those of gpt2_lit; H is the number of heads.
 
 import math
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingModule
@@ -26,8 +27,33 @@ from gpt2_lit import EmbeddingModule
 INIT_STD = 0.02
 
 
+def document_mask(document_ids: Int64[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """Which positions each one gathers from, if documents are kept apart: those before it in its own document.
+
+    Example:
+        >>> document_mask(torch.tensor([[0, 0, 1]])).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+    same_document = document_ids[:, :, None] == document_ids[:, None, :]
+    return same_document.tril()[:, None]  # the same for all heads
+
+
+def cu_seqlens(document_ids: Int64[Tensor, "B T"]) -> Int32[Tensor, " K"]:
+    """Where each document begins in the windows laid end to end, and the end of the last one.
+
+    It is what kernels for sequences of different lengths ask for instead of a mask, as flash_attn_varlen_func.
+
+    Example:
+        >>> cu_seqlens(torch.tensor([[0, 0, 1], [0, 0, 0]]))
+        tensor([0, 2, 3, 6], dtype=torch.int32)
+    """
+    begins = torch.ones_like(document_ids, dtype=torch.bool)  # a window begins a document in any case
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=document_ids.numel()).int()
+
+
 class CausalSelfAttention(nn.Module):
-    """Each position gathers from itself and the positions before it; none can look ahead.
+    """Each position gathers from itself and the positions before it, or those that a mask has; none can look ahead.
 
     Args:
         embed_dim: Length of a vector, D.
@@ -47,12 +73,14 @@ class CausalSelfAttention(nn.Module):
         self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
         self.output = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, vectors: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         # One product makes all three; then the heads are a dimension beside the batch, and do not see each other.
         heads = self.query_key_value(vectors).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D / H)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         gathered = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+            query, key, value, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
         )
         return self.output(gathered.transpose(1, 2).flatten(2))
 
@@ -86,13 +114,17 @@ class Block(nn.Module):
         self.mlp = MLP(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        vectors = vectors + self.dropout(self.attention(self.attention_norm(vectors)))
+    def forward(
+        self, vectors: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        vectors = vectors + self.dropout(self.attention(self.attention_norm(vectors), mask))
         return vectors + self.dropout(self.mlp(self.mlp_norm(vectors)))
 
 
 class Blocks(nn.Module):
     """All blocks of GPT-2 and the final norm: a backbone for EmbeddingStub.
+
+    With ``document_ids`` (``--data.document_ids true``), no position gathers from another document of its window.
 
     Args:
         embed_dim: Length of a vector, D; that of the embedding.
@@ -128,13 +160,18 @@ class Blocks(nn.Module):
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=branch_std if ".output." in name else INIT_STD)
 
-    def forward(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, vectors: Float[Tensor, "B T D"], document_ids: Int64[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         if vectors.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"the blocks are made for vectors of embed_dim = {self.embed_dim} numbers, got {vectors.shape[-1]}. "
                 "Give the blocks the embed_dim of the embedding."
             )
-        return self.norm(self.blocks(vectors))
+        mask = None if document_ids is None else document_mask(document_ids)
+        for block in self.blocks:
+            vectors = block(vectors, mask)
+        return self.norm(vectors)
 
 
 class GPT(nn.Module):
@@ -142,7 +179,7 @@ class GPT(nn.Module):
 
     Args:
         embedding: Turns ids into vectors; its token table is also the head ("tied").
-        blocks: Any module that maps (B, T, D) to (B, T, D).
+        blocks: Any module that maps (B, T, D) to (B, T, D), and takes document_ids if they are given.
 
     Example:
         >>> import torch
@@ -156,8 +193,14 @@ class GPT(nn.Module):
         self.embedding = embedding
         self.blocks = blocks
 
-    def forward(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        hidden = self.blocks(self.embedding(input_ids))
+    def forward(
+        self,
+        input_ids: Int64[Tensor, "B T"],
+        position_ids: Int64[Tensor, "B T"] | None = None,
+        document_ids: Int64[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        vectors = self.embedding(input_ids, position_ids=position_ids)
+        hidden = self.blocks(vectors) if document_ids is None else self.blocks(vectors, document_ids=document_ids)
         return self.embedding.logits(hidden)
 
 

@@ -24,6 +24,7 @@ def train(gpt: GPT, data: GPTDataModule, num_epochs: int, learning_rate: float =
     """
     data.setup("fit")
     # Made once: each pass over it is the next epoch, in a different order. A new loader would begin with the first.
+    # To stop and resume, save loader.state_dict() with the weights.
     loader = data.train_dataloader()
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     gpt.train()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.loaders import dataloader_v1
+    from gpt2_lit.data.loaders import create_dataloader_v1, dataloader_v1
     from gpt2_lit.data.windows import Batch, GPTDatasetV1
     from gpt2_lit.embedding.embedding import EmbeddingModule
     from gpt2_lit.monitor.monitor import EmbeddingMonitor
@@ -49,6 +49,7 @@ __all__ = [
     "Batch",
     "GPTDatasetV1",
     "dataloader_v1",
+    "create_dataloader_v1",
     "GPTDataModule",
     "EmbeddingModule",
     "EmbeddingStub",
@@ -61,7 +62,7 @@ _HOME = {
     "text.word_tokenizer": ["tokenize", "build_vocab", "encode", "decode", "SimpleTokenizerV1", "SimpleTokenizerV2"],
     "text.bpe": ["gpt2_tokenizer"],
     "data.windows": ["Batch", "GPTDatasetV1"],
-    "data.loaders": ["dataloader_v1"],
+    "data.loaders": ["dataloader_v1", "create_dataloader_v1"],
     "data.datamodule": ["GPTDataModule"],
     "embedding.embedding": ["EmbeddingModule"],
     "monitor.stub": ["EmbeddingStub"],

@@ -3,8 +3,11 @@
 Seen with Lightning 2.6.6, to whose minor version pyproject.toml holds the package; tests would notice a change.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from inspect import signature
+from itertools import islice
+from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # whoever embeds without a Trainer need not import Lightning
@@ -26,6 +29,14 @@ def callbacks_of(trainer: "Trainer") -> "list[Callback]":
     return vars(trainer)["callbacks"]
 
 
+def arguments_of(module: "nn.Module") -> Collection[str]:
+    """The names of the arguments of a module's ``forward``, also of one that ``torch.compile`` has wrapped.
+
+    ``inspect.signature`` of the wrapper would do, if it had that of the module in it.
+    """
+    return signature(getattr(module, "_orig_mod", module).forward).parameters
+
+
 def attributes_to_find(trainer: "Trainer") -> list[str]:
     """What the LearningRateFinders among the callbacks are to set; they raise an AttributeError if it is not there.
 
@@ -35,6 +46,15 @@ def attributes_to_find(trainer: "Trainer") -> list[str]:
 
     finders = [callback for callback in callbacks_of(trainer) if isinstance(callback, LearningRateFinder)]
     return [name for finder in finders if (name := vars(finder)["_attr_name"])]
+
+
+def sets_epoch_by_itself() -> bool:
+    """Whether the Trainer or Fabric is calling ``set_epoch`` of a sampler, and not the user.
+
+    Fabric does so before each pass, with the number of passes before it, whatever they were for. A way for a loader to
+    say that it counts its epochs itself would do.
+    """
+    return any(frame.f_code.co_name == "_set_sampler_epoch" for frame, _ in islice(walk_stack(None), 10))
 
 
 def counters_of_the_epoch(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -383,6 +383,20 @@ def test_checkpoints_and_the_summary_of_the_model_can_be_left_out(
     assert found == [wanted == "true"] * 2
 
 
+def test_a_run_continues_with_another_text_where_that_is_asked_for_and_only_then(here, tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in range(200)))
+    (tmp_path / "b.txt").write_text(" ".join(f"w{i}" for i in reversed(range(200))))
+    options = [*SMALL, "--data.context_size=4", "--data.val_fraction=0"]
+    here("fit", *options, "--data.source=a.txt", "--trainer.max_steps=2")
+    resume = ["fit", "--ckpt_path=last", "--data.source=b.txt", "--trainer.max_steps=4"]
+    assert "--data.continue_with_other_data true" in here(*resume)
+    told = here(*resume, "--data.continue_with_other_data=true")
+    assert "Training continues at the beginning of an epoch of this data." in told
+    config = tmp_path / "logs" / "version_0" / "config.yaml"
+    assert yaml.safe_load(config.read_text())["data"]["continue_with_other_data"] is False
+    assert "a.txt" in (config.parent / "config-1.yaml").read_text()
+
+
 def test_nothing_that_a_run_writes_or_prints_has_a_secret_of_its_sources(here, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_LIT_CACHE", str(tmp_path / "cache"))
     secrets = ["pa55-word", "pa55%2Dword", "s1gnature", "t0ken", "cr3dential", "d2luYTpwYTU1LXdvcmQ="]  # base64 of both

@@ -254,6 +254,29 @@ def test_saved_tables_load_into_another_module(tmp_path):
     assert torch.equal(other(IDS), embedding(IDS))
 
 
+@pytest.mark.parametrize("token", ["tok_emb.weight", "token_emb.weight", "wte.weight", "token_embedding_table.weight"])
+@pytest.mark.parametrize("position", ["pos_emb.weight", "position_emb.weight", "wpe.weight"])
+@pytest.mark.parametrize("within_a_model", [False, True])
+def test_tables_load_by_the_names_that_others_give_them(token, position, within_a_model):
+    embedding, other = small(), small()
+    prefix = "1." if within_a_model else ""
+    tables = [parameter.detach().clone() for parameter in embedding.parameters()]
+    state = {f"{prefix}{token}": tables[0], f"{prefix}{position}": tables[1]}
+    model = nn.Sequential(nn.Identity(), other) if within_a_model else other
+    model.load_state_dict(state)
+    assert torch.equal(other(IDS), embedding(IDS))
+    assert list(state) == [f"{prefix}{token}", f"{prefix}{position}"], "what was given stays"
+
+
+def test_names_that_are_no_tables_stay_unexpected():
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"tok_emb.weight"'):
+        small().load_state_dict({**small().state_dict(), "tok_emb.weight": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        small().load_state_dict({"tok_emb.weight": torch.ones(1)})
+    mine = copy.deepcopy(small())
+    mine.load_state_dict({"wte.weight": mine.token_embedding.weight, "wpe.weight": mine.position_embedding.weight})
+
+
 def test_on_the_meta_device_ids_without_values_give_shapes():
     with torch.device("meta"):
         embedding, ids = small(pad_vocab_to_multiple_of=8), torch.randint(0, 10, (2, 3))

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from conftest import PROJECT, logged
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from examples.gpt import GPT, Blocks, CausalSelfAttention, next_token_loss
+from examples.gpt import GPT, Block, Blocks, CausalSelfAttention, cu_seqlens, document_mask, next_token_loss
 from examples.own_module import LitGPT
 from examples.plain_loop import train
 from examples.sample import continue_text, generate, main
+from examples.textbook_gpt import GPT_CONFIG_124M, GPTModel, load_textbook_weights
 from gpt2_lit import EmbeddingModule, EmbeddingStub, GPTDataModule, tokenize
 
 TALE = PROJECT / "gpt2_lit" / "assets" / "tale.txt"
@@ -61,6 +64,36 @@ def test_no_place_sees_what_comes_after_it() -> None:
         changed[0, t] = 2
         same = (gpt(changed) == scores).all(dim=-1)[0].tolist()
         assert same == [place < t for place in range(T)]
+
+
+def test_no_document_sees_another_one_of_its_window() -> None:
+    gpt = small_gpt()
+    input_ids = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    document_ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]])
+    position_ids = torch.tensor([[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]])
+    logits = gpt(input_ids, position_ids, document_ids)
+    for document in range(3):
+        changed = input_ids.clone()
+        changed[0, document_ids[0] == document] = 7
+        same = (gpt(changed, position_ids, document_ids) == logits).all(dim=-1)
+        assert torch.equal(same[0], document_ids[0] != document)
+        assert same[1].all()
+    moved = (gpt(changed, position_ids) != gpt(input_ids, position_ids)).any(dim=-1)
+    assert moved[0].tolist() == [False] * 5 + [True]
+    changed[0, 0] = 7
+    assert (gpt(changed, position_ids) != gpt(input_ids, position_ids)).any(dim=-1)[0].all(), "without document_ids"
+    for number, document in enumerate(([3, 1], [4, 1, 5], [9])):
+        torch.testing.assert_close(logits[0, document_ids[0] == number], gpt(torch.tensor([document]))[0])
+
+
+def test_documents_as_lengths_are_those_of_the_mask() -> None:
+    document_ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    borders = cu_seqlens(document_ids).tolist()
+    assert borders == [0, 2, 5, 6, 9, 12, 18]
+    mask = torch.zeros(18, 18, dtype=torch.bool)
+    for start, stop in pairwise(borders):
+        mask[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
+    assert torch.equal(torch.block_diag(*document_mask(document_ids)[:, 0]).bool(), mask)
 
 
 def test_the_blocks_are_those_of_gpt2() -> None:
@@ -143,6 +176,51 @@ def test_a_gpt_scores_every_token_by_its_row_of_the_table() -> None:
     hidden, table = gpt.blocks(gpt.embedding(input_ids)), gpt.embedding.token_embedding.weight
     for v in range(V):
         torch.testing.assert_close(gpt(input_ids)[0, :, v], hidden[0] @ table[v])
+
+
+class TextbookGPT(nn.Module):
+    """The same model as the textbooks begin it: two embeddings, their sum, and dropout."""
+
+    def __init__(self, cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        blocks = [Block(cfg["emb_dim"], cfg["n_heads"], cfg["drop_rate"]) for _ in range(cfg["n_layers"])]
+        self.trf_blocks = nn.Sequential(*blocks)
+        self.final_norm = nn.LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx: Tensor) -> Tensor:
+        vectors = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(torch.arange(in_idx.shape[1])))
+        return self.out_head(self.final_norm(self.trf_blocks(vectors)))
+
+
+SIZES = GPT_CONFIG_124M | {"vocab_size": V, "context_length": T, "emb_dim": D, "n_heads": H, "n_layers": LAYERS}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpt_as_in_the_textbooks_has_the_same_logits_and_gradients_with_the_embedding_module(training: bool) -> None:
+    logits, gradients = [], []
+    for model_class in (TextbookGPT, GPTModel):
+        torch.manual_seed(123)
+        model = model_class(SIZES).train(training)
+        logits.append(model(torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])))
+        logits[-1].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert torch.equal(*logits)
+    assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_a_gpt_with_the_embedding_module_loads_the_weights_of_the_textbooks_one() -> None:
+    theirs, ours = TextbookGPT(SIZES).eval(), GPTModel(SIZES).eval()
+    load_textbook_weights(ours, theirs.state_dict())
+    input_ids = torch.tensor([[3, 1, 4]])
+    assert torch.equal(ours(input_ids), theirs(input_ids))
+    weights = theirs.state_dict()
+    del weights["out_head.weight"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"out_head.weight"'):
+        load_textbook_weights(ours, weights)
 
 
 def test_the_loss_of_even_scores_is_that_of_guessing() -> None:

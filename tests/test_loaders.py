@@ -14,7 +14,7 @@ import torch
 from test_windows import STORY, TextbookDataset, as_lists
 from torch.utils.data import DataLoader
 
-from gpt2_lit import GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit import GPTDatasetV1, create_dataloader_v1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.data.loaders import as_it_is
 from gpt2_lit.data.split import Range
 from gpt2_lit.data.windows import TokenWindows
@@ -63,6 +63,23 @@ def test_dataloader_v1_has_the_arguments_and_defaults_of_the_textbook():
         ("num_workers", 0),
     ]
     assert list(inspect.signature(GPTDatasetV1).parameters) == ["txt", "tokenizer", "context_size", "stride"]
+
+
+def test_create_dataloader_v1_has_the_arguments_and_defaults_of_raschkas_textbook():
+    assert str(inspect.signature(create_dataloader_v1)) == (
+        "(txt: str, batch_size: int = 4, max_length: int = 256, stride: int = 128, shuffle: bool = True, "
+        "drop_last: bool = True, num_workers: int = 0) -> torch.utils.data.dataloader.DataLoader"
+    )
+    text = STORY * 80
+    textbook_loader = DataLoader(TextbookDataset(text, gpt2_tokenizer(), 256, 128), 4, shuffle=True, drop_last=True)
+    both = []
+    for loader in (create_dataloader_v1(text), textbook_loader):
+        torch.manual_seed(123)
+        both.append([as_lists(loader) for _ in range(2)])
+    assert both[0] == both[1]
+    assert len(both[0][0]) > 1
+    windows = create_dataloader_v1("one two three four five", 1, max_length=3, stride=1, shuffle=False)
+    assert len(windows) == 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

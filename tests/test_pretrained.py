@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Marker
@@ -84,6 +85,9 @@ def test_scores_are_those_of_hugging_faces_tied_head(gpt2, tmp_path):
         ("_orig_mod.transformer.wte.weight", "_orig_mod.transformer.wpe.weight"),
         ("tok_emb.weight", "pos_emb.weight"),
         ("token_emb.weight", "pos_emb.weight"),
+        ("token_emb.weight", "position_emb.weight"),
+        ("token_embedding_table.weight", "position_embedding_table.weight"),
+        ("model.wte", "model.wpe"),
         ("token_embedding.weight", "position_embedding.weight"),
         ("embedding.token_embedding.weight", "embedding.position_embedding.weight"),
     ],
@@ -112,6 +116,28 @@ def test_checkpoints_of_lightning_and_nanogpt_have_their_weights_within(tmp_path
     embedding = EmbeddingModule.from_pretrained(tmp_path / "last.ckpt")
     assert torch.equal(embedding.token_embedding.weight, weights["embedding.token_embedding.weight"])
     assert torch.equal(embedding.position_embedding.weight, weights["embedding.position_embedding.weight"])
+
+
+@pytest.mark.parametrize("container", ["model_state_dict", None])
+@pytest.mark.parametrize("names", [("wte", "wpe"), ("tok_emb.weight", "pos_emb.weight")])
+@pytest.mark.parametrize("as_arrays", [True, False])
+def test_the_tables_may_be_among_tensors_or_arrays_in_memory(names, container, as_arrays):
+    state: dict[str, Any] = {name: table.numpy() if as_arrays else table for name, table in named(*names).items()}
+    state |= OTHERS | {"blocks": [{"attn": 1}], "g": np.ones(D)}  # as the textbook has those of TensorFlow
+    embedding = EmbeddingModule.from_pretrained({container: state} if container else state)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(embedding.parameters(), tables(), strict=True))
+    with torch.no_grad():
+        embedding.token_embedding.weight.zero_()
+    assert torch.equal(torch.as_tensor(state[names[0]]), tables()[0]), "a copy"
+
+
+def test_a_mapping_without_tables_is_an_error_that_does_not_show_its_numbers():
+    with pytest.raises(ValueError, match=r"the mapping has none among 1 tensors: wte\.weight"):
+        EmbeddingModule.from_pretrained({"wte.weight": torch.ones(2, 2), "epoch": 3})
+    with pytest.raises(ValueError, match=r"those of the mapping are torch.int64 of shape"):
+        EmbeddingModule.from_pretrained({"wte": np.ones((2, 2), int), "wpe": np.ones((2, 2))})
+    with pytest.raises(ValueError, match="at most the 6 positions that the mapping has"):
+        EmbeddingModule.from_pretrained(named(), context_size=7)
 
 
 def test_what_the_other_tensors_hold_does_not_matter(file):
@@ -201,7 +227,7 @@ def test_sizes_that_cannot_be_had_are_an_error(file, options, message):
     [
         (
             OTHERS,
-            r"must hold one pair of tables, as wte.weight and wpe.weight or .* has none among 2 tensors: h.0.attn",
+            r"must hold one pair of tables, as wte.weight and wpe.weight, .* has none among 2 tensors: h.0.attn",
         ),
         ({"wte.weight": torch.ones(2, 2)}, "has none among 1 tensors: wte.weight"),
         ({"a.wte.weight": torch.ones(2, 2), "b.wpe.weight": torch.ones(2, 2)}, "has none among 2 tensors: a.wte"),

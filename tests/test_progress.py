@@ -43,7 +43,7 @@ def test_the_state_is_the_position_in_windows_in_plain_numbers_and_strings(state
     assert torch.load(tmp_path / "state", weights_only=True) == state
 
 
-def test_without_a_trainer_there_is_no_state(words):
+def test_before_a_training_there_is_no_state(words):
     assert made(words).state_dict() == {}
 
 
@@ -76,11 +76,6 @@ def test_resuming_with_a_text_that_was_changed_is_refused(words, state):
     data = made(words)
     with pytest.raises(ValueError, match="run on other data: tokens was"):
         resume(data, state)
-
-
-def test_resuming_without_a_trainer_is_an_error(words, state):
-    with pytest.raises(RuntimeError, match="takes a Trainer"):
-        made(words).load_state_dict(state)
 
 
 class Trained(Callback):
@@ -119,3 +114,31 @@ def test_a_batch_size_that_lightning_looks_for_is_tried_and_trained_with(words, 
         assert data.state_dict()["global_batch"] == found
     assert sorted(set(tried)) == ([2, 4, 8] if found else [2, 4, 8, 16, 32, 64])
     assert [path.name for path in tmp_path.iterdir()] == ["words.txt"]
+
+
+@pytest.mark.parametrize(("steps_before", "epoch"), [(5, 0), (16, 1), (21, 1)], ids=["within", "end", "second"])
+@pytest.mark.parametrize("num_words", [300, 150], ids=["as long", "shorter"])
+def test_on_request_a_training_continues_with_another_text_where_an_epoch_of_it_begins(
+    words, tmp_path, caplog, steps_before, epoch, num_words
+):
+    before = fit(made(words), max_steps=steps_before)
+    before.save_checkpoint(tmp_path / "last.ckpt")
+    words.write_text(DIFFERENT_WORDS[: 5 * num_words - 1].replace("w000 w001", "w001 w000"))
+    data, watch = made(words, val_fraction=0.0, continue_with_other_data=True), Trained()
+    per_epoch = num_words // 4 // 4
+    max_steps = steps_before + 2 * per_epoch - 1
+    options: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[watch], max_steps=max_steps, **options)
+    model = EmbeddingStub(302, 8, 4)
+    model.on_train_start = lambda: starts.append((trainer.global_step, model.embedding.token_embedding.weight.clone()))
+    starts: list[Any] = []
+    trainer.fit(model, data, ckpt_path=tmp_path / "last.ckpt")
+
+    [(step, weights)] = starts
+    assert step == steps_before
+    assert torch.equal(weights, before.lightning_module.embedding.token_embedding.weight)
+    plain = made(words, val_fraction=0.0).train_dataloader()
+    plain.set_epoch(epoch)
+    assert watch.batches == [inputs[:, 0].tolist() for _ in range(2) for inputs, _ in plain][:-1]
+    assert trainer.global_step == max_steps
+    assert caplog.text.count("run on other data") == 1

@@ -192,7 +192,7 @@ DEFAULTS = {
     "data.datamodule.GPTDataModule": dict(
         tokenizer="gpt2", context_size=32, stride=None, batch_size=8, val_fraction=0.1, seed=42, shuffle="global",
         drop_last=True, num_workers=0, pin_memory=None, document_ids=False, text_field="text", strip_gutenberg=False,
-        token_dtype="uint16", cache_size=50.0, check=False,
+        token_dtype="uint16", cache_size=50.0, check=False, continue_with_other_data=False,
     ),
     "data.order.WindowSampler": dict(seed=0, shuffle="global", drop_last=True, rank=0, world_size=1),
     "embedding.embedding.EmbeddingModule": dict(

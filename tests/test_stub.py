@@ -14,13 +14,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.text import Perplexity
 
 import gpt2_lit.monitor.stub
+from examples.gpt import Blocks
 from gpt2_lit import EmbeddingStub, GPTDataModule
-from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.data.windows import Batch, DocumentBatch, TokenWindows
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more.
 pytestmark = [
@@ -343,3 +344,65 @@ def test_a_model_that_was_validated_can_be_trained_and_validated_again(tmp_path)
     trainers[1].fit(model, data)
     [after] = trainers[2].validate(model, data, verbose=False)
     assert after["val/loss"] < before["val/loss"] < 11
+
+
+class TakesBoth(nn.Module):
+    """Keeps what it was given beside the vectors."""
+
+    def forward(self, vectors: Tensor, document_ids: Tensor | None = None, position_ids: Any = None) -> Tensor:
+        self.given = {"document_ids": document_ids, "position_ids": position_ids}
+        return vectors
+
+
+class TakesDocuments(TakesBoth):
+    def forward(self, vectors: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
+        return super().forward(vectors, document_ids)
+
+
+class TakesNothing(TakesBoth):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states)
+
+
+@pytest.mark.parametrize("backbone_class", [TakesBoth, TakesDocuments, TakesNothing])
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_a_backbone_gets_the_documents_of_a_batch_that_it_has_arguments_for(backbone_class, compiled):
+    backbone = backbone_class()
+    model = stub(backbone=torch.compile(backbone, backend="eager") if compiled else backbone)
+    position_ids, document_ids = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]]), torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    of_each = {"document_ids": document_ids, "position_ids": position_ids}
+    taken = {TakesBoth: [*of_each], TakesDocuments: ["document_ids"], TakesNothing: []}[backbone_class]
+    model.predict_step(DocumentBatch(IDS, IDS, position_ids, document_ids), 0)
+    given = {name: ids for name, ids in backbone.given.items() if ids is not None}
+    assert sorted(given) == sorted(taken)
+    assert all(torch.equal(ids, of_each[name]) for name, ids in given.items())
+    as_a_list = [IDS, IDS, position_ids, document_ids]  # as a collate function may have it
+    assert sorted(gpt2_lit.monitor.stub._documents_for(model.backbone, as_a_list)) == sorted(taken)
+    for use in (lambda: model.predict_step(Batch(IDS, IDS), 0), lambda: model(IDS)):
+        use()
+        assert set(backbone.given.values()) == {None}
+
+
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
+def test_training_and_evaluation_keep_documents_apart_for_a_backbone_that_can(tmp_path, stage):
+    texts = [" ".join(f"w{(i * i + number) % 19}" for i in range(6)) for number in range(40)]
+    data = GPTDataModule.from_text(
+        texts, tokenizer="words", context_size=T, batch_size=40, document_ids=True, val_fraction=0.2
+    )
+    backbone = Blocks(D, num_layers=1, num_heads=2)
+    model = stub(vocab_size=data.vocab_size, backbone=backbone, optimizer=still)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, data)
+    if stage == "test":
+        run.test(model, data, verbose=False)
+    loss = run.callback_metrics[f"{stage}/loss"]
+    data.trainer = None  # the loaders of a plain loop, which begin with the first epoch
+    batch = next(iter(data.train_dataloader() if stage == "train" else data.val_dataloader()))
+    assert batch.document_ids.any()
+    losses = []
+    for documents in ({"document_ids": batch.document_ids}, {}):
+        hidden = backbone(model.embedding(batch.input_ids, position_ids=batch.position_ids), **documents)
+        losses.append(F.cross_entropy(model.embedding.logits(hidden).flatten(0, 1), batch.target_ids.flatten()))
+    assert loss.item() == pytest.approx(losses[0].item(), rel=1e-5)
+    assert losses[0] != losses[1]

@@ -78,6 +78,7 @@ def test_a_tokenizer_encodes_and_decodes_as_the_functions_do(tokenizer_class):
     vocab = build_vocab("the cat, the hat", special_words=["<unk>"])
     tokenizer = tokenizer_class(vocab)
     assert tokenizer.encode("hat, cat") == encode(vocab, "hat, cat") == [2, 0, 1]
+    assert tokenizer.vocab_inverse == {0: ",", 1: "cat", 2: "hat", 3: "the", 4: "<unk>"}
     assert tokenizer.decode([2, 0, 1]) == decode(vocab, [2, 0, 1]) == "hat , cat"
     assert tokenizer.n_vocab == 5
 

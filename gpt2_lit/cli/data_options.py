@@ -11,7 +11,7 @@ from docstring_parser import parse
 
 SOURCE = Path(__file__).parents[1] / "data" / "datamodule.py"
 # Without influence on the tokens, and on the windows of training and their order.
-LEFT_OUT = {"source", "test_source", "num_workers", "pin_memory", "document_ids"}
+LEFT_OUT = {"source", "test_source", "num_workers", "pin_memory", "document_ids", "continue_with_other_data"}
 
 
 @cache

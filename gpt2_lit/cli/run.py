@@ -115,6 +115,8 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # without these, the same options start another run
         config.trust_run = config.ignore_run_config = False
+        if "continue_with_other_data" in config.data:
+            config.data.continue_with_other_data = False
         for name in ("source", "val_source", "test_source"):
             config.data[name] = _kept(config.data[name])
         if is_run_logger(config.trainer.logger):

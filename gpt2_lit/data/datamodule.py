@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
+from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows
@@ -31,7 +32,7 @@ logger = getLogger(__name__)
 class GPTDataModule(LightningDataModule):
     """Shuffled windows of a text for training, and windows of other parts of it for validation.
 
-    Under a Trainer, or in a plain loop, where each pass over a loader is the next epoch. See docs/batches.md.
+    Under a Trainer, or in a plain loop, where each whole pass over a loader is an epoch. See docs/resume.md.
 
     Args:
         source: A file, directory, pattern like books/**/*.txt, URL, or several of them: .txt, .md, .jsonl, .csv (also
@@ -65,6 +66,8 @@ class GPTDataModule(LightningDataModule):
         vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
         check: Whether to read all tokens once before training, and compare them with the checksums of their store.
+        continue_with_other_data: Whether a checkpoint of a run on other data is taken: with its weights, optimizer and
+            step count, training continues at the beginning of an epoch of this data. It holds for one start of a run.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -99,6 +102,7 @@ class GPTDataModule(LightningDataModule):
         vocab_size: int | None = None,
         cache_size: float = 50.0,
         check: bool = False,
+        continue_with_other_data: bool = False,
     ) -> None:
         super().__init__()
         self.val_fraction = real_number("val_fraction", val_fraction)
@@ -119,6 +123,7 @@ class GPTDataModule(LightningDataModule):
         self.document_ids = true_or_false("document_ids", document_ids)
         self.cache_dir = expanded(cache_dir) if cache_dir else default_directory()
         self.check = true_or_false("check", check)
+        self.continue_with_other_data = true_or_false("continue_with_other_data", continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
@@ -129,6 +134,8 @@ class GPTDataModule(LightningDataModule):
         self.train_dataset: TokenWindows | None = None
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
+        self._passes: Passes | None = None  # of the loader that a plain loop trains on
+        self._state_to_resume: dict[str, Any] = {}  # of a plain loop
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
     @classmethod
@@ -215,7 +222,9 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
+                self._progress_of_last_fit = follow(
+                    self.trainer, sampler, self._identity, self.continue_with_other_data
+                )
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -243,9 +252,12 @@ class GPTDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of training windows. Without a Trainer each loader begins with epoch 0, or where a state was."""
         sampler = self._train_sampler
         sampler.check_batches()
-        return self._loader(_set_up(self.train_dataset), sampler)
+        passes = None if self.trainer else self._new_passes(sampler)
+        self._passes = self._passes or passes
+        return self._loader(_set_up(self.train_dataset), sampler, passes)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
@@ -261,14 +273,25 @@ class GPTDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data, in plain numbers and strings; empty before a training."""
-        return self._progress.state() if self._progress else {}
+        """The position in the data, in plain numbers and strings; empty before a training.
+
+        Without a Trainer it is that of the loader that was last trained on.
+        """
+        if self.trainer:
+            return self._progress.state() if self._progress else {}
+        return self._passes.state() if self._passes else self._state_to_resume
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is None:
-            raise RuntimeError("resuming from a checkpoint takes a Trainer: trainer.fit(model, data, ckpt_path=...).")
-        if self._progress and self.trainer.state.fn == "fit":
-            self._progress.restore(state_dict)
+        """Resume at a position: under a Trainer, or with the next pass over a training loader."""
+        if self.trainer:
+            if self._progress and self.trainer.state.fn == "fit":
+                self._progress.restore(state_dict)
+            return
+        self._state_to_resume = state_dict
+        if self._passes and state_dict:
+            self._passes.restore(state_dict)
+        elif self.train_dataset is not None and not self.continue_with_other_data:
+            self._new_passes(self._train_sampler)  # refuses a state of other data
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
@@ -357,7 +380,16 @@ class GPTDataModule(LightningDataModule):
                 "data.context_size or join the files."
             )
 
-    def _loader(self, dataset: TokenWindows, sampler: WindowSampler) -> DataLoader:
+    def _new_passes(self, sampler: WindowSampler) -> Passes:
+        passes = Passes(sampler, self._identity, self.continue_with_other_data, self._train_on)
+        if self._state_to_resume:
+            passes.restore(self._state_to_resume)
+        return passes
+
+    def _train_on(self, passes: Passes) -> None:
+        self._passes = passes
+
+    def _loader(self, dataset: TokenWindows, sampler: WindowSampler, passes: Passes | None = None) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):
             # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
             return DataLoader(dataset, batch_size=self.batch_size)
@@ -365,6 +397,7 @@ class GPTDataModule(LightningDataModule):
         if pin_memory is None:
             pin_memory = bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
         loader = batch_loader(dataset, sampler, self.num_workers, pin_memory)
+        loader.passes = passes
         loader.for_one_process = not self.trainer and sampler.num_replicas == 1
         return loader
 

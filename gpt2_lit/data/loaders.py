@@ -13,6 +13,7 @@ from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from gpt2_lit.data.order import WindowSampler
+from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows
 from gpt2_lit.errors import InvalidValue, true_or_false, whole_number
 from gpt2_lit.store.workers import inherited, signals_blocked
@@ -45,23 +46,39 @@ class TimedDataLoader(BatchLoader):
 
     seconds_waited = 0.0
     for_one_process = False  # then it refuses to be one of several
+    passes: Passes | None = None  # over training windows, in a plain loop
 
     # A generator, so that no worker starts early: Lightning makes an iterator before it restores a checkpoint.
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:
         if self.for_one_process and rank_and_world_size() != (0, 1):
             raise _made_too_early()
+        batches = self.passes.follow(self._batches) if self.passes else super().__iter__()
         asked = time.perf_counter()
-        for batch in super().__iter__():
+        for batch in batches:
             self.seconds_waited += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
 
-    # GPTDataModule keeps the position. Without these two, Lightning warns that a run cannot resume within an epoch.
+    def _batches(self) -> Iterator[Batch | DocumentBatch]:
+        if self.passes and self.passes.num_under_way > 1:  # torch's workers would leave the other pass for this one
+            return map(self.dataset.__getitem__, self.sampler)
+        return super().__iter__()
+
+    # Under a Trainer, GPTDataModule keeps the position. Without the first two, Lightning would warn that a run cannot
+    # resume within an epoch.
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """Of a plain loop over training windows, the position after the last batch, in plain numbers and strings."""
+        return self.passes.state() if self.passes else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        """Begin the next pass at the position of a state, and end it with its epoch."""
+        if self.passes and state_dict:
+            self.passes.restore(state_dict)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next pass with this epoch, or at a position within it that was loaded."""
+        if self.passes:
+            self.passes.set_epoch(epoch)
 
 
 def _made_too_early() -> InvalidValue:
@@ -150,6 +167,26 @@ def dataloader_v1(
         num_workers=num_workers,
         collate_fn=as_it_is,
     )
+
+
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader:
+    """The same as :func:`dataloader_v1`, by the name, arguments and defaults of Raschka's textbook.
+
+    ``max_length`` is its name of ``context_size``.
+
+    Example:
+        >>> len(create_dataloader_v1("Once upon a time there were four", batch_size=1, max_length=4, stride=1))
+        3
+    """
+    return dataloader_v1(txt, batch_size, max_length, stride, shuffle, drop_last, num_workers)
 
 
 def as_it_is(batch: Any) -> Any:

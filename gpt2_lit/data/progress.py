@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lit.data.order import Position, WindowSampler
+from gpt2_lit.data.passes import check_same_data, differences
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import batches_trained, callbacks_of, counters_of_the_epoch
 
@@ -17,13 +18,22 @@ class Progress(Callback):
     Args:
         trainer: The trainer whose batches count: those it has finished, because workers prefetch.
         sampler: The training's sampler.
-        identity: What a position refers to, in plain numbers and strings; a checkpoint of another identity is refused.
+        identity: What a position refers to, in plain numbers and strings.
+        continue_with_other_data: Whether a checkpoint of another identity is taken, and then begins an epoch.
     """
 
-    def __init__(self, trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        sampler: WindowSampler,
+        identity: dict[str, Any],
+        continue_with_other_data: bool = False,
+    ) -> None:
         self.trainer = trainer
         self.sampler = sampler
         self.identity = identity
+        self.continue_with_other_data = continue_with_other_data
+        self._batches_differ = False  # from those that a checkpoint counts
         self._restored: dict[str, Any] = {"epoch": 0, "window": 0, "batches": 0, "global_batch": sampler.global_batch}
 
     def position(self) -> Position:
@@ -48,31 +58,22 @@ class Progress(Callback):
         except InvalidValue:
             self.sampler.batch_size = former
             raise
-        self._restored = state | {"global_batch": self.sampler.global_batch}
+        self._restored, self._batches_differ = state | {"global_batch": self.sampler.global_batch}, False
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
 
         Raises:
-            ValueError: If it is of a training on other data, where the position would be one among other windows.
+            ValueError: If it is of a training on other data, and that is not wanted.
         """
-        differing = [
-            f"{name} was {state.get(name)} and is {value}"
-            for name, value in self.identity.items()
-            if state.get(name) != value
-        ]
-        if differing:
-            raise InvalidValue(
-                f"the checkpoint is of a run on other data: {', '.join(differing)}. Give the data options of that run "
-                "(they are in the config.yaml beside its checkpoints), or start a new run from its weights: "
-                "EmbeddingStub.load_from_checkpoint(path)."
-            )
-        self._restored = state
+        differing = differences(state, self.identity)
+        check_same_data(differing, self.continue_with_other_data, self.sampler.rank)
+        self._restored = state | {"window": 0} if differing else state
+        self._batches_differ = bool(differing) or state["global_batch"] != self.sampler.global_batch
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """With batches of another size, tell Lightning how many the epoch has left, before it restores its counters."""
-        same_size = self._restored["global_batch"] == self.sampler.global_batch
-        if trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0 or same_size:
+        """With other batches, tell Lightning how many the epoch has left, before it restores its counters."""
+        if trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0 or not self._batches_differ:
             return
         counters = counters_of_the_epoch(checkpoint)
         if counters["is_last_batch"]:  # the epoch is over, even if the windows left out make a batch of the new size
@@ -86,9 +87,11 @@ class Progress(Callback):
             current[count] += shift
 
 
-def follow(trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> Progress:
+def follow(
+    trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any], continue_with_other_data: bool = False
+) -> Progress:
     """The progress of a training that begins, as one of the trainer's callbacks; each pass begins at its position."""
-    progress, callbacks = Progress(trainer, sampler, identity), callbacks_of(trainer)
+    progress, callbacks = Progress(trainer, sampler, identity, continue_with_other_data), callbacks_of(trainer)
     sampler.position = progress.position
     callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
     return progress

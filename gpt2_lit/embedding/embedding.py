@@ -1,7 +1,8 @@
 """ids -> vectors: token embedding + learned absolute position embedding; and back, vectors -> logits and loss."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from gpt2_lit.embedding.loss import summed_cross_entropy
-from gpt2_lit.embedding.pretrained import read_tables
+from gpt2_lit.embedding.pretrained import names_of_pairs, read_tables
 from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, real_number, whole_number
 from gpt2_lit.lightning_private import has_forward_hooks
 
@@ -64,6 +65,7 @@ class EmbeddingModule(nn.Module):
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(num_rows, embed_dim), freeze=False)
         self.position_embedding = nn.Embedding.from_pretrained(torch.empty(context_size, embed_dim), freeze=False)
         self.dropout = nn.Dropout(dropout, inplace=True)
+        self.register_load_state_dict_pre_hook(_rename_tables)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -79,7 +81,7 @@ class EmbeddingModule(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | Mapping[str, Any],
         *,
         vocab_size: int | None = None,
         context_size: int | None = None,
@@ -90,8 +92,9 @@ class EmbeddingModule(nn.Module):
         """An embedding with the tables of a trained GPT-2, whose shapes give the sizes.
 
         Args:
-            source: A safetensors file; a checkpoint of PyTorch or Lightning; a directory with model.safetensors; or a
-                repository on Hugging Face: openai-community/gpt2, or gpt2-medium, gpt2-large, gpt2-xl there.
+            source: A safetensors file; a checkpoint of PyTorch or Lightning; a directory with model.safetensors; a
+                repository on Hugging Face: openai-community/gpt2, or gpt2-medium, gpt2-large, gpt2-xl there; or
+                tensors or arrays by their names: a state dict, or {"wte": ..., "wpe": ...}.
             vocab_size: Number of token ids. None is that of the table. If it is less, the first vectors are taken; if
                 more, the new ones are initialised as GPT-2's were.
             context_size: The longest sequence, in tokens. None is that of the table. If it is less, the first
@@ -110,7 +113,8 @@ class EmbeddingModule(nn.Module):
         tokens, positions = read_tables(source)
         if context_size is not None and context_size > len(positions) and not interpolate_positions:
             raise InvalidValue(
-                f"context_size can be at most the {len(positions)} positions that {source} has vectors for, got "
+                f"context_size can be at most the {len(positions)} positions that "
+                f"{'the mapping' if isinstance(source, Mapping) else source} has vectors for, got "
                 f"{context_size}. Lower it, or set interpolate_positions=True."
             )
         embedding = cls(
@@ -224,6 +228,18 @@ class EmbeddingModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"init={self.init}"
+
+
+def _rename_tables(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let ``load_state_dict`` take the tables by the names that others give them, as tok_emb.weight."""
+    names = (f"{prefix}token_embedding.weight", f"{prefix}position_embedding.weight")
+    if names[0] in state_dict or names[1] in state_dict:
+        return
+    for theirs in names_of_pairs(prefix):
+        if theirs[0] in state_dict and theirs[1] in state_dict:
+            for name, other in zip(names, theirs, strict=True):
+                state_dict[name] = state_dict.pop(other)
+            return
 
 
 def _check_settings(

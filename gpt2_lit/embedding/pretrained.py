@@ -3,8 +3,9 @@
 import json
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,12 @@ from torch import Tensor
 from gpt2_lit.errors import InvalidValue, MissingFile, MissingPackage
 from gpt2_lit.store.storage import write_aside
 
-# The names of the two tables. Any prefix may stand in front, as in transformer.wte.weight.
-TABLE_NAMES = (
-    ("wte.weight", "wpe.weight"),  # OpenAI, Hugging Face, nanoGPT
-    ("tok_emb.weight", "pos_emb.weight"),  # Raschka, Build a Large Language Model (From Scratch)
-    ("token_emb.weight", "pos_emb.weight"),
-    ("token_embedding.weight", "position_embedding.weight"),  # EmbeddingModule
+# The names of the two tables: those of OpenAI, Hugging Face and nanoGPT; of textbooks; of EmbeddingModule.
+# ".weight" follows, unless they are bare arrays, and any prefix may stand in front, as in transformer.wte.weight.
+TOKEN_NAMES = ("wte", "tok_emb", "token_emb", "token_embedding_table", "token_embedding_layer", "token_embedding")
+POSITION_NAMES = (
+    *("wpe", "pos_emb", "position_emb", "position_embedding_table", "pos_embedding_layer", "pos_embedding"),
+    "position_embedding",
 )
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files: which file holds which tensor
@@ -33,36 +34,44 @@ class Tables(NamedTuple):
     position: Float32[Tensor, "T D"]
 
 
-def read_tables(source: str | Path) -> Tables:
+def read_tables(source: str | Path | Mapping[str, Any]) -> Tables:
     """Read the two tables of a GPT-2 and no other tensor of it, as float32.
 
     Args:
         source: A safetensors file; a checkpoint of PyTorch or Lightning (any other file); a directory with
-            model.safetensors, in one file or several; or a repository on Hugging Face, such as openai-community/gpt2,
-            which is downloaded once.
+            model.safetensors, in one file or several; a repository on Hugging Face, such as openai-community/gpt2,
+            which is downloaded once; or tensors or arrays by their names, as a state dict has them.
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
         ImportError: If a package of the extra ``pretrained`` is missing.
         ValueError: If it does not hold one pair of tables that belong together.
     """
-    path = Path(source)
-    if not path.exists():
-        path = _download(str(source))
-    if path.is_dir():
-        tables = _from_directory(path)
-    elif path.suffix == ".safetensors":
-        tables = _from_safetensors(path)
-    else:
-        tables = _from_checkpoint(path)
+    tables = _from_mapping(source) if isinstance(source, Mapping) else _from_path(source)
+    where = "the mapping" if isinstance(source, Mapping) else source
     token, position = tables
     if not all(_holds_vectors(table) for table in tables) or token.shape[1] != position.shape[1]:
         raise InvalidValue(
             f"the tables must hold vectors of one length, (V, D) and (T, D), each number of them in the file, but "
-            f"those of {source} are {token.dtype} of shape {tuple(token.shape)} and {position.dtype} of shape "
+            f"those of {where} are {token.dtype} of shape {tuple(token.shape)} and {position.dtype} of shape "
             f"{tuple(position.shape)}. Give a file of weights that were saved whole."
         )
     return Tables(token.float(), position.float())
+
+
+def _from_path(source: str | Path) -> list[Tensor]:
+    path = Path(source)
+    if not path.exists():
+        path = _download(str(source))
+    if path.is_dir():
+        return _from_directory(path)
+    return _from_safetensors(path) if path.suffix == ".safetensors" else _from_checkpoint(path)
+
+
+def _from_mapping(state: Mapping[str, Any]) -> list[Tensor]:
+    """The two tables among tensors and arrays by their names, which may be those of a checkpoint."""
+    weights = {name: value for name, value in _weights_within(state).items() if hasattr(value, "__array__")}
+    return [torch.as_tensor(weights[name]) for name in _names_of_tables(weights, "the mapping")]
 
 
 def _holds_vectors(table: Tensor) -> bool:
@@ -154,11 +163,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
-    # Where Lightning, the textbook's training chapter and nanoGPT have the weights.
+    return {name: value for name, value in _weights_within(state).items() if isinstance(value, Tensor)}
+
+
+def _weights_within(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a checkpoint has by names, where Lightning, the textbook's training chapter and nanoGPT have the weights."""
     for name in ("state_dict", "model_state_dict", "model"):
         inner = state.get(name)
-        state = inner if isinstance(inner, dict) else state
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        state = inner if isinstance(inner, Mapping) else state
+    return {name: value for name, value in state.items() if isinstance(name, str)}
 
 
 def _check_stored(path: Path) -> None:
@@ -187,22 +200,26 @@ def _from_checkpoint(path: Path) -> list[Tensor]:
     return [weights[name] for name in _names_of_tables(weights, path)]
 
 
-def _names_of_tables(names: Collection[str], source: Path) -> tuple[str, str]:
+def names_of_pairs(prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each pair of names that the two tables may have, with a prefix."""
+    for token, position in product(TOKEN_NAMES, POSITION_NAMES):
+        yield f"{prefix}{token}.weight", f"{prefix}{position}.weight"
+    yield f"{prefix}wte", f"{prefix}wpe"  # arrays of TensorFlow's checkpoints
+
+
+def _names_of_tables(names: Collection[str], source: str | Path) -> tuple[str, str]:
     """The names of the one pair of tables among the names of all tensors."""
-    pairs = [
-        (name, name.removesuffix(token) + position)
-        for token, position in TABLE_NAMES
-        for name in names
-        if name == token or name.endswith(f".{token}")
-    ]
-    pairs = [pair for pair in pairs if pair[1] in names]
+    parts = [re.fullmatch(rf"((?:.*\.)?)(?:{'|'.join(TOKEN_NAMES)})(?:\.weight)?", name) for name in names]
+    prefixes = sorted({part[1] for part in parts if part})
+    pairs = [pair for prefix in prefixes for pair in names_of_pairs(prefix) if pair[0] in names and pair[1] in names]
     if len(pairs) == 1:
         return pairs[0]
     found = ", ".join(token for token, _ in pairs) or "none"
     some = ", ".join(sorted(names)[:20])
     raise InvalidValue(
-        f"a file must hold one pair of tables, as {' or '.join(' and '.join(pair) for pair in TABLE_NAMES)}, with any "
-        f"prefix; {source} has {found} among {len(names)} tensors: {some}{' ...' if len(names) > 20 else '.'}"
+        f"a file must hold one pair of tables, as wte.weight and wpe.weight, with any prefix (or named "
+        f"{', '.join(TOKEN_NAMES[1:])}, and {', '.join(POSITION_NAMES[1:])}); {source} has {found} among {len(names)} "
+        f"tensors: {some}{' ...' if len(names) > 20 else '.'}"
     )
 
 

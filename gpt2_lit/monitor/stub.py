@@ -2,7 +2,7 @@
 
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from gpt2_lit.data.windows import Batch, DocumentBatch
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue, NotPermitted
-from gpt2_lit.lightning_private import logs_this_step
+from gpt2_lit.lightning_private import arguments_of, logs_this_step
 from gpt2_lit.trust import foreign_code_of_checkpoint
 
 # A partial function and not a lambda, so that a model can be pickled.
@@ -46,6 +46,7 @@ class EmbeddingStub(LightningModule):
         init: gpt2 (normal with a standard deviation of 0.02 for tokens and 0.01 for positions), or normal (PyTorch's
             default for an embedding, a standard deviation of 1).
         backbone: Any module that maps vectors (B, T, D) to vectors (B, T, D), by its import path. None is no module.
+            If its forward has an argument document_ids or position_ids, it gets those of batches that have them.
         optimizer: Class of the optimizer, by its import path or name in torch.optim; its arguments (learning rate,
             weight decay) are options below it. In Python: a function from parameters to an optimizer.
         pad_vocab_to_multiple_of: Rows without a token are added to the token table until their number is a multiple of
@@ -100,7 +101,7 @@ class EmbeddingStub(LightningModule):
     def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
         input_ids, target_ids, position_ids = _parts(batch)
         vectors = self.embedding(input_ids, position_ids=position_ids)
-        loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
+        loss = self.embedding.next_token_loss(self._hidden(vectors, batch), target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if logs_this_step(self.trainer):
             for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
@@ -119,7 +120,8 @@ class EmbeddingStub(LightningModule):
     def predict_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Int64[Tensor, "B T"]:
         """For each position of the windows, the most likely next token."""
         input_ids, _, position_ids = _parts(batch)
-        return self.embedding.logits(self._hidden(self.embedding(input_ids, position_ids=position_ids))).argmax(dim=-1)
+        hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids), batch)
+        return self.embedding.logits(hidden).argmax(dim=-1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer(self.parameters())
@@ -165,15 +167,15 @@ class EmbeddingStub(LightningModule):
                 "(they are in the config.yaml beside its checkpoints), or start a new run without it."
             )
 
-    def _hidden(self, vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        hidden = self.backbone(vectors)
+    def _hidden(self, vectors: Float[Tensor, "B T D"], batch: Sequence[Tensor] = ()) -> Float[Tensor, "B T D"]:
+        hidden = self.backbone(vectors, **_documents_for(self.backbone, batch))
         if getattr(hidden, "shape", None) != vectors.shape:
             raise _wrong_shape(self.backbone, vectors, hidden)
         return hidden
 
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
         input_ids, target_ids, position_ids = _parts(batch)
-        hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids))
+        hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids), batch)
         # With fewer windows than processes some get an empty batch, whose mean loss would be NaN.
         loss = self.embedding.next_token_loss(hidden, target_ids) if len(target_ids) else hidden.sum()
         # The mean weighs each batch by its tokens: not all have as many.
@@ -196,6 +198,13 @@ def _parts(batch: Batch | DocumentBatch) -> tuple[Tensor, Tensor, Tensor | None]
     """Inputs, targets, and the positions if they are given; some loaders turn tuples into lists."""
     input_ids, target_ids, *documents = batch
     return input_ids, target_ids, documents[0] if documents else None
+
+
+def _documents_for(backbone: nn.Module, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a batch says of its documents, if it does: those parts that the backbone has arguments for, by name."""
+    documents = dict(zip(DocumentBatch._fields[2:], batch[2:], strict=False))
+    arguments = arguments_of(backbone) if documents else ()
+    return {name: ids for name, ids in documents.items() if name in arguments}
 
 
 def _wrong_shape(backbone: nn.Module, vectors: Tensor, hidden: Any) -> InvalidValue:
@@ -224,7 +233,7 @@ class Throughput(Callback):
         self._begin(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch | DocumentBatch, batch_idx: int
     ) -> None:
         self.num_tokens += batch[0].numel() * trainer.world_size
         step_is_done, self._step = trainer.global_step > self._step, trainer.global_step

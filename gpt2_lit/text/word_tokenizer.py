@@ -71,7 +71,7 @@ class SimpleTokenizerV1:
     """Words to ids and back; an unknown word is an error.
 
     Args:
-        vocab: The id of each word, as from :func:`build_vocab`.
+        vocab: The id of each word, as from :func:`build_vocab`. ``vocab_inverse`` has the word of each id.
 
     Example:
         >>> tokenizer = SimpleTokenizerV1(build_vocab("the cat sat"))
@@ -83,12 +83,12 @@ class SimpleTokenizerV1:
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
         self.vocab = dict(vocab)
-        self._word_of = _words_by_id(self.vocab)
+        self.vocab_inverse = _words_by_id(self.vocab)
 
     @property
     def n_vocab(self) -> int:
         """The number of ids that an embedding table needs, named as in tiktoken."""
-        return max(self._word_of, default=-1) + 1
+        return max(self.vocab_inverse, default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """The id of each word of ``text``; a ``KeyError`` names the first unknown one."""
@@ -96,7 +96,7 @@ class SimpleTokenizerV1:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of ``ids``, joined by spaces."""
-        return _join(self._word_of, ids)
+        return _join(self.vocab_inverse, ids)
 
 
 class SimpleTokenizerV2(SimpleTokenizerV1):
