@@ -149,15 +149,17 @@ class GPTDatasetV1(TokenWindows):
         self.check_not_empty("the text")
 
 
-def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "") -> int:
-    """A setting, which may be of any integer type, as an int."""
+def whole_number(
+    name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "", of: str = "data"
+) -> int:
+    """A setting, which may be of any integer type, as an int; ``of`` is the group of its option."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set data.{name}.") from None
+        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set {of}.{name}.") from None
     if number < least or (most is not None and number > most):
         rule = f"at least {least}{unit}" if most is None else f"from {least} to {most}"
-        raise InvalidValue(f"{name} must be {rule}, got {number}. Set data.{name}.")
+        raise InvalidValue(f"{name} must be {rule}, got {number}. Set {of}.{name}.")
     return number
 
 

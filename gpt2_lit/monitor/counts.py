@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from gpt2_lit.data.windows import Batch
+from gpt2_lit.data.windows import Batch, TokenWindows
 from gpt2_lit.store.token_store import TokenStore
+from gpt2_lit.text.tokenizer import Tokenizer
 
 # Bounds, so that the cost does not grow with the corpus. Whatever is left out is evenly spaced.
 SAMPLE_TOKENS = 2**21  # of windows
@@ -83,6 +84,19 @@ def unigram_perplexity(counts: Int64[np.ndarray, " V"], target_ids: Int64[np.nda
     return float(np.exp(-np.log(shares[target_ids]).mean()))
 
 
+def bytes_per_target(data: Any, split: str) -> float | None:
+    """Bytes of text for each target of a split's windows, in UTF-8; ends of text have none.
+
+    None where the data has no such split, or a tokenizer that does not know its text.
+    """
+    windows, tokenizer = getattr(data, f"{split}_dataset", None), getattr(data, "tokenizer", None)
+    if not isinstance(windows, TokenWindows) or not isinstance(tokenizer, Tokenizer) or tokenizer.end_of_text < 0:
+        return None
+    targets = sample(windows).target_ids.numpy().ravel()
+    text = tokenizer.decode(targets[targets != tokenizer.end_of_text].tolist())
+    return len(text.encode()) / len(targets)
+
+
 def visible(text: str) -> str:
     r"""A text on one line: line ends, other invisible characters and backslashes are escapes.
 
@@ -109,10 +123,11 @@ def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
 
 
 class Corpus(NamedTuple):
-    """A tokenizer's way back to text, and the windows that are trained on."""
+    """A tokenizer's way back to text, the windows that are trained on, and the tokenizer's way there."""
 
     decode: Callable[[list[int]], str]
     windows: Any  # windows[[3, 1]] is a Batch
+    encode: Callable[[str], list[int]] | None = None
 
 
 def windows_as_text(corpus: Corpus) -> str:
@@ -135,3 +150,8 @@ def windows_as_text(corpus: Corpus) -> str:
         lines += [f"    input   {above}", f"    target  {below}"]
         parts.append(f"**window {row:,}**\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def as_block(text: str) -> str:
+    """A text in Markdown that is shown line by line as it is."""
+    return "\n".join(f"    {visible(line)}" for line in text.split("\n"))
