@@ -112,6 +112,7 @@ def train(
     val_fraction: float = 0.0,
     batch_size: int = 4,
     keep_last: int = 1,
+    skip: str | None = None,
     shuffle: Any = "global",
     tokenizer: str = "words",
     model: type[EmbeddingStub] = EmbeddingStub,
@@ -127,6 +128,7 @@ def train(
         val_fraction=val_fraction,
         num_workers=num_workers,
         shuffle=shuffle,
+        skip=skip,
     )
     stub = model(data.vocab_size, embed_dim=8, context_size=4, dropout=0.2)
     watch = Watch(break_in, interrupt, again)

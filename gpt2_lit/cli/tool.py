@@ -408,11 +408,8 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
 
     sampler = data.train_sampler(rank, world_size)
     sampler.check_batches()
-    position = sampler.after(Position(0, 0), step)
-    if not sampler.batches_from(position.window):
-        position = Position(position.epoch + 1, 0)
-    sampler.position = lambda: position
-    return position.epoch, next(iter(sampler)), len(sampler) - sampler.batches_from(position.window)
+    position, windows = sampler.next_batch(sampler.after(Position(0, 0), step))
+    return position.epoch, windows, len(sampler) - sampler.batches_from(position)
 
 
 def _checked(ids: "np.ndarray", data: "GPTDataModule") -> "np.ndarray":

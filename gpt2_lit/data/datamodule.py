@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
 from gpt2_lit.data.progress import Progress, follow
+from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
+from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
@@ -63,6 +65,8 @@ class GPTDataModule(LightningDataModule):
         vocab_size: Number of ids in .bin files of another tokenizer. None is that of the tokenizer.
         cache_size: Gigabytes that cache_dir may hold. Beyond it, the tokens used least recently are deleted.
         check: Whether to read all tokens once before training, and compare them with the checksums of their store.
+        skip: What training leaves out: windows, documents or steps by their numbers from 0, as gpt2-lit where tells
+            them, like 'documents 3 5-6, steps 2000-2100'. A resumed run may leave out more, not less.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -97,6 +101,7 @@ class GPTDataModule(LightningDataModule):
         vocab_size: int | None = None,
         cache_size: float = 50.0,
         check: bool = False,
+        skip: str | None = None,
     ) -> None:
         super().__init__()
         _check_shares(val_fraction, cache_size, shuffle)
@@ -116,6 +121,7 @@ class GPTDataModule(LightningDataModule):
         self.cache_dir = expanded(cache_dir) if cache_dir else default_directory()
         self.cache_size = float(cache_size)
         self.check = bool(check)
+        self.skip = parse_skip(skip)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
@@ -201,7 +207,8 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity)
+                skip = Skip(self.skip, _set_up(self.train_dataset), sampler)
+                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity, skip)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -218,8 +225,9 @@ class GPTDataModule(LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
         """The order of training, of which each of several processes has a share."""
-        return WindowSampler(
-            len(_set_up(self.train_dataset)),
+        dataset = _set_up(self.train_dataset)
+        sampler = WindowSampler(
+            len(dataset),
             self.batch_size,
             self.seed,
             self.shuffle,
@@ -227,6 +235,8 @@ class GPTDataModule(LightningDataModule):
             rank,
             world_size,
         )
+        Skip(self.skip, dataset, sampler)
+        return sampler
 
     def train_dataloader(self) -> DataLoader:
         sampler = self._train_sampler
@@ -256,6 +266,17 @@ class GPTDataModule(LightningDataModule):
         if self._progress and self.trainer.state.fn == "fit":
             self._progress.restore(state_dict)
 
+    def origins(self, window: int) -> list[Origin]:
+        """Where a training window comes from: the documents that it has tokens of, and their files."""
+        dataset = _set_up(self.train_dataset)
+        start = int(dataset.starts(np.array([window]))[0])
+        return self._origins.of(start, start + self.context_size + 1)
+
+    def last_windows(self) -> np.ndarray:
+        """The windows of the batch that this process has just trained on, under a Trainer."""
+        assert self._progress, "a training has begun"
+        return self._progress.last_windows()
+
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
         train, val = _set_up(self.train_dataset), self.val_dataset
@@ -275,6 +296,7 @@ class GPTDataModule(LightningDataModule):
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
             ("batch", f"{self.batch_size} windows x {self.context_size} tokens"),
             ("epoch", f"{len(sampler):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
+            *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
@@ -300,6 +322,10 @@ class GPTDataModule(LightningDataModule):
         if self.trainer and self._limit_val_batches is None:
             self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(_set_up(self.train_dataset).tokens, self.tokenizer)
 
     @property
     def _cache(self) -> TokenCache:

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lit.data.order import Position, WindowSampler
+from gpt2_lit.data.skip import Skip
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import batches_trained, callbacks_of, counters_of_the_epoch
 
@@ -18,26 +21,31 @@ class Progress(Callback):
         trainer: The trainer whose batches count: those it has finished, because workers prefetch.
         sampler: The training's sampler.
         identity: What a position refers to, in plain numbers and strings; a checkpoint of another identity is refused.
+        skip: What is left out of the order; a checkpoint that left out more is refused.
     """
 
-    def __init__(self, trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> None:
+    def __init__(self, trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any], skip: Skip) -> None:
         self.trainer = trainer
         self.sampler = sampler
         self.identity = identity
+        self.skip = skip
+        self._skips_more = False  # than the checkpoint
         self._restored: dict[str, Any] = {"epoch": 0, "window": 0, "batches": 0, "global_batch": sampler.global_batch}
 
     def position(self) -> Position:
         """The epoch, and the windows of it that were trained on by all processes together."""
-        # The trainer's count is restored after this object: until then it is below that of the checkpoint.
-        batches = max(batches_trained(self.trainer) - self._restored["batches"], 0)
-        return self.sampler.after(Position(self._restored["epoch"], self._restored["window"]), batches)
+        return self._position_after(batches_trained(self.trainer))
+
+    def last_windows(self) -> Int64[np.ndarray, " _"]:
+        """The windows of this process in the batch that has just ended."""
+        return self.sampler.next_batch(self._position_after(batches_trained(self.trainer) - 1))[1]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         epoch, window = self.position()
         batches = batches_trained(self.trainer)
         counts = {"epoch": epoch, "window": window, "batches": batches, "global_batch": self.sampler.global_batch}
-        return counts | self.identity
+        return counts | self.identity | ({"skip": self.skip.state()} if self.skip.entries else {})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
@@ -56,11 +64,16 @@ class Progress(Callback):
                 "(they are in the config.yaml beside its checkpoints), or start a new run from its weights: "
                 "EmbeddingStub.load_from_checkpoint(path)."
             )
+        position = Position(state["epoch"], state["window"])
+        self._skips_more = self.skip.restore(state.get("skip", "[]"), position, state["batches"])
         self._restored = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """With batches of another size, tell Lightning how many the epoch has left, before it restores its counters."""
-        same_size = self._restored["global_batch"] == self.sampler.global_batch
+        """Where batches have another size, or are left out, tell Lightning how many the epoch has left.
+
+        Before it restores its counters.
+        """
+        same_size = not self._skips_more and self._restored["global_batch"] == self.sampler.global_batch
         if trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0 or same_size:
             return
         counters = counters_of_the_epoch(checkpoint)
@@ -68,17 +81,22 @@ class Progress(Callback):
             self._restored = self._restored | {"epoch": self._restored["epoch"] + 1, "window": 0}
             batches_left = 0
         else:
-            batches_left = self.sampler.batches_from(self._restored["window"])
+            batches_left = self.sampler.batches_from(Position(self._restored["epoch"], self._restored["window"]))
             counters["is_last_batch"] = not batches_left
         current = counters["current"]
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end
             current[count] += shift
 
+    def _position_after(self, batches: int) -> Position:
+        # The trainer's count is restored after this object: until then it is below that of the checkpoint.
+        more = max(batches - self._restored["batches"], 0)
+        return self.sampler.after(Position(self._restored["epoch"], self._restored["window"]), more)
 
-def follow(trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any]) -> Progress:
+
+def follow(trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any], skip: Skip) -> Progress:
     """The progress of a training that begins, as one of the trainer's callbacks; each pass begins at its position."""
-    progress, callbacks = Progress(trainer, sampler, identity), callbacks_of(trainer)
+    progress, callbacks = Progress(trainer, sampler, identity, skip), callbacks_of(trainer)
     sampler.position = progress.position
     callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
     return progress
