@@ -6,6 +6,7 @@ tests that reach its line run until one fails. A survivor is equivalent (no test
 former are in survivors.toml, with the reason; the others are printed.
 
 python benchmarks/mutants.py reach                 # once, and after changes: which test reaches which line
+python benchmarks/mutants.py reach tests/test_a.py # the same in parts: beside what is known, of these tests
 python benchmarks/mutants.py run --sample 300      # resumes where it was stopped
 python benchmarks/mutants.py run --files store/    # only there
 
@@ -246,8 +247,10 @@ def pytest_runtest_logstart(nodeid: str, location: object) -> None:
         current.switch_context(nodeid)
 
 
-def find_reach(work: Path) -> None:
-    """Run all tests once under coverage, their subprocesses too."""
+def find_reach(work: Path, tests: list[str]) -> None:
+    """Run all tests once under coverage, or these beside those that were; their subprocesses too."""
+    for former in () if tests else (*work.glob("*.xml"), *work.glob("data*")):
+        former.unlink()
     project = copied(work)
     config = work / "coveragerc"
     config.write_text(
@@ -257,9 +260,19 @@ def find_reach(work: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": f"{project}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     python = [sys.executable, "-m", "coverage"]
-    test = ["-m", "pytest", "-q", "-p", "mutants", "-p", "no:cacheprovider", f"--junitxml={work}/all.xml"]
+    test = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "mutants",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={work}/{time.time()}.xml",
+        *tests,
+    ]
     subprocess.run([*python, "run", f"--rcfile={config}", *test], cwd=project, env=environment, check=False)
-    subprocess.run([*python, "combine", "-q", f"--rcfile={config}"], cwd=work, env=environment, check=True)
+    subprocess.run([*python, "combine", "-qa", f"--rcfile={config}"], cwd=work, env=environment, check=True)
 
 
 def copied(work: Path) -> Path:
@@ -377,6 +390,7 @@ def report(work: Path, mutants: list[Mutant]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["reach", "run", "report"])
+    parser.add_argument("tests", nargs="*", help="of reach: files of tests; none is all")
     parser.add_argument("--sample", type=int, default=300, help="how many mutants (default 300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", default="", help="only files whose path matches this pattern")
@@ -387,7 +401,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/gpt2_lit_mutants"), help="directory for all of it")
     options = parser.parse_args()
     if options.command == "reach":
-        find_reach(options.work)
+        find_reach(options.work, options.tests)
         return
     mutants = [
         mutant for mutant in sample(PROJECT, options.sample, options.seed) if re.search(options.files, mutant.file)

@@ -18,6 +18,7 @@ from gpt2_lit.data.order import permute
 from gpt2_lit.errors import UserError
 from gpt2_lit.store import token_cache
 from gpt2_lit.store.prepare import prepare
+from gpt2_lit.text import sources
 from gpt2_lit.text.files import SHIPPED_TEXT
 from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
@@ -401,6 +402,9 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, got -0.1. Set data.val_fraction"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
         ({"cache_size": -1.0}, "cache_size must be at least 0, got -1.0. Set data.cache_size"),
+        ({"max_unpacked": 0.0}, "max_unpacked must be above 0, got 0.0. Set data.max_unpacked"),
+        ({"max_unpacked": float("nan")}, "max_unpacked must be above 0, got nan"),
+        ({"document_separator": ""}, "document_separator must not be empty. Set data.document_separator"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
@@ -629,6 +633,21 @@ def test_texts_in_memory_are_trained_on_as_the_same_texts_in_files(tmp_path) -> 
         assert all(torch.equal(one, other) for pair in pairs for one, other in zip(*pair, strict=True))
     assert "3 documents)" in in_memory.summary()
     assert "in memory" in in_memory.summary()
+
+
+def test_files_are_looked_for_once_also_where_validation_has_its_own(tmp_path, monkeypatch) -> None:
+    looked_for: list[str] = []
+    local_files = sources._local_files
+    monkeypatch.setattr(
+        sources, "_local_files", lambda name, *rest: (looked_for.append(name), local_files(name, *rest))[1]
+    )
+    texts = {"source": "the cat sat", "val_source": "on the mat", "test_source": "and slept"}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{text} " * 9)
+    data = GPTDataModule(**{name: tmp_path / name for name in texts}, context_size=4, batch_size=1)
+    data.prepare_data()
+    assert looked_for == [str(tmp_path / name) for name in texts]
 
 
 def test_a_text_in_memory_writes_no_file_and_comes_along_in_a_pickle(tmp_path) -> None:

@@ -8,7 +8,9 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -929,8 +931,17 @@ def page_bomb(path: Path) -> None:
     parquet.write_table(table, path, compression="zstd", use_dictionary=False)
 
 
+def arrow_bomb(path: Path, compression: str | None = "zstd", dictionary: bool = False) -> None:
+    column = pyarrow.array(["a " * (1 << 16)] * 16)
+    table = pyarrow.table({"text": column.dictionary_encode() if dictionary else column})
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    write_arrow(path, table, new=partial(pyarrow.ipc.new_file, options=options))
+
+
 BOMBS = {"a.txt.zst": zstd_bomb, "b.jsonl.gz": gzip_bomb, "c.txt.gz": gzip_bomb}
 BOMBS |= {"dictionary.parquet": dictionary_bomb, "page.parquet": page_bomb}
+BOMBS |= {"zstd.arrow": arrow_bomb, "lz4.arrow": partial(arrow_bomb, compression="lz4")}
+BOMBS |= {"dictionary.arrow": partial(arrow_bomb, dictionary=True)}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -948,13 +959,21 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_stored_in_is_refused(tmp_pat
         assert sum(map(len, read(tmp_path / name, max_unpacked=0.004, **options))) == 1 << 21
 
 
+def test_a_batch_of_rows_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_SMALL", 1 << 20)
+    unpacked = []
+    monkeypatch.setattr(documents, "_column_documents", lambda *arguments: unpacked.extend(arguments[3]) or iter([]))
+    arrow_bomb(tmp_path / "a.arrow")
+    assert "holds more than 0.00105 GB of text" in first_error(tmp_path / "a.arrow")
+    assert not unpacked
+
+
 def test_a_dense_file_may_hold_a_hundred_times_its_stored_size(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "_SMALL", 1)
     text = os.urandom(5_000).hex() * 50  # 500,000 characters, in about 7,500 bytes
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
     assert read(tmp_path / "a.txt.zst") == [text]
-    with pytest.raises(InvalidValue, match="max_unpacked must be above 0, got 0"):
-        read(tmp_path / "a.txt.zst", max_unpacked=0)
+    assert read(tmp_path / "a.txt.zst", max_unpacked=float("inf")) == [text]
 
 
 def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
@@ -964,6 +983,17 @@ def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
         parquet.write_table(pyarrow.table({"text": [text] * 4}), tmp_path / name, compression="zstd")
         rows[name] = documents._rows_at_a_time(parquet.read_metadata(tmp_path / name).row_group(0).column(0))
     assert rows == {"long": 1, "short": documents._ROWS}
+
+
+def test_the_rows_of_an_arrow_dictionary_are_strings_one_at_a_time(tmp_path):
+    table = pyarrow.table({"text": pyarrow.array(["a " * (1 << 19)] * 64).dictionary_encode()})
+    write_arrow(tmp_path / "a.arrow", table)
+    [file] = find_files(tmp_path / "a.arrow")
+    tracemalloc.start()
+    assert sum(len(piece.text) for piece in read_pieces(file, PLAIN)) == 64 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_a_row_that_is_very_long_is_told(tmp_path, monkeypatch, caplog):
@@ -981,31 +1011,3 @@ def test_of_many_fields_ten_are_named(tmp_path):
     assert "field-8, ...." in message
     assert len(message) < 500
     assert message.isprintable()
-
-
-def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
-    class Failing(io.FileIO):
-        def readinto(self, buffer) -> int:
-            if self.tell() < 1000:  # what is read after the footer
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return super().readinto(buffer)
-
-    parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), tmp_path / "a.parquet")
-    [file] = find_files(tmp_path / "a.parquet")
-    monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
-    with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
-        list(read_pieces(file, PLAIN))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x89PNG\r\n\x1a\n", "is an image"),
-        (pickle.dumps(["a text"] * 3), "is a pickle"),
-        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"), "is a tar archive"),
-    ],
-)
-def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):
-    name = "a.txt.gz" if content.startswith(b"\x1f") else "a.txt"
-    (tmp_path / name).write_bytes(content)
-    assert message in first_error(tmp_path / name)

@@ -2,13 +2,15 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL
 from lightning.pytorch import Trainer
 
-from gpt2_lit.cli.report import RunProgressBar, minutes
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.cli.report import RunProgressBar, RunReport, minutes
 
 
 def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
@@ -71,3 +73,26 @@ def test_the_time_left_is_that_of_the_batches_left(limits: dict[str, int], batch
     bar.begun, bar.batches_before = time.perf_counter() - 8, 4
     left = bar._seconds_left(trainer)
     assert left == (None if batches_left is None else pytest.approx(batches_left, rel=0.05))
+
+
+@pytest.mark.parametrize(
+    ("document_ids", "text"), [(False, "c <|endoftext|> d e f g h i"), (True, "d e f g h i")], ids=str
+)
+def test_predictions_are_shown_after_the_end_of_the_last_document_of_a_window(
+    tmp_path: Path, capfd: Any, document_ids: bool, text: str
+) -> None:
+    (tmp_path / "test.txt").write_text("a b c|d e f g h i j" + 11 * "|a b c d e f g h i j")
+    data = GPTDataModule.from_text(
+        "a b c d e f g h i j " * 9,
+        tokenizer="words",
+        context_size=10,
+        batch_size=4,
+        test_source=tmp_path / "test.txt",
+        document_separator="|",
+        document_ids=document_ids,
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunReport("train")], enable_progress_bar=False)
+    trainer.predict(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=10), data)
+    printed = capfd.readouterr().out
+    assert re.search(rf"what comes next:\n  '{re.escape(text)}' -> '\S+' \('j'\)\n", printed), printed
+    assert printed.count(" -> ") == 4, "of the first batch"

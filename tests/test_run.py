@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logged
+from conftest import Disk, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
@@ -409,6 +409,37 @@ def test_a_write_that_fails_leaves_the_former_checkpoint_and_nothing_else(
         train(tmp_path, text, last, max_epochs=2)
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
     assert last.read_bytes() == good
+
+
+CHECKPOINT = ["sync last", "name last", "sync checkpoints"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_its_name_before_the_training_goes_on(
+    disk: Disk, tmp_path: Path, text: Path
+) -> None:
+    train(tmp_path, text, val_fraction=0.2, max_epochs=1)
+    best = ["sync best", "name best", "sync checkpoints"]
+    assert disk.events[-6:] == best + CHECKPOINT
+    disk.events.clear()
+    train(tmp_path, text, every_n_steps=5, max_epochs=1)  # of 11 steps
+    assert disk.events == 3 * CHECKPOINT
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_error_at_any_moment_leaves_a_checkpoint_to_resume_from(
+    disk: Disk, tmp_path: Path, text: Path, number: int
+) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    former = last.read_bytes()
+    disk.events.clear()
+    disk.failing_at = number
+    with pytest.raises(FileError, match=r"last.ckpt cannot be written \(Input/output error\)"):
+        train(tmp_path, text, last, max_epochs=2)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert (last.read_bytes() == former) == (number < 3)
+    train(tmp_path, text, last, max_epochs=3)
+    assert torch.load(last, weights_only=True)["global_step"] == 3 * EPOCH
 
 
 def test_a_checkpoint_needs_no_directory_for_temporary_files(tmp_path: Path, text: Path, monkeypatch: Any) -> None:

@@ -132,6 +132,7 @@ def test_several_files_and_folders_are_taken_together_each_file_once(folder):
     [
         ("*.txt", ["b.txt"]),
         ("**/*.[mM]d", ["a.md", "z/deep/d.Md"]),
+        ("**/z/**/*.[mM]d", ["z/deep/d.Md"]),
         ("?.md", ["a.md"]),
         ("*t*", ["b.txt", "notes.rst", "txt"]),
     ],

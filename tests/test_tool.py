@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,31 +113,41 @@ def test_prepare_takes_the_options_of_the_text(tool, as_json, tmp_path):
     assert Manifest.load("tokens").options == {"text_field": "content", "strip_gutenberg": False}
 
 
-def test_info_counts_what_the_store_holds(as_json, store):
-    ids = gpt2_tokenizer().encode(TALE)
+def test_info_tells_what_the_store_holds_and_counts_the_inputs_of_training(as_json, store):
+    num_tokens = len(gpt2_tokenizer().encode(TALE)) + 6
     told = as_json("info", store, "--context-size", 64, "--top", 3)
     num_bytes = len(TALE.encode()) + len("the cat") + len("the hat")
-    assert (told["tokens"], told["documents"], told["sources"]) == (len(ids) + 6, 3, 2)
-    assert (told["bytes_of_text"], told["bytes_a_token"]) == (num_bytes, round(num_bytes / (len(ids) + 6), 2))
-    counts = sorted((-ids.count(token), token) for token in set(ids))
-    assert [(token["count"], token["id"]) for token in told["most_frequent"]] == [
-        (-n, token) for n, token in counts[:3]
-    ]
-    assert told["most_frequent"][0]["text"] == "\n"
-    assert told["counted_tokens"] == told["tokens"]
+    assert (told["tokens"], told["documents"], told["sources"]) == (num_tokens, 3, 2)
+    assert (told["bytes_of_text"], told["bytes_a_token"]) == (num_bytes, round(num_bytes / num_tokens, 2))
     data = GPTDataModule(str(store), context_size=64)
     data.setup("fit")
+    counts = Counter(token for window in data.train_dataset for token in window.input_ids.tolist())
+    expected = sorted((-count, token) for token, count in counts.items())[:3]
+    assert [(-token["count"], token["id"]) for token in told["most_frequent"]] == expected
+    assert told["most_frequent"][0]["text"] == "\n"
+    assert told["counted_tokens"] == counts.total()
     for split in ("train", "val"):
         assert told["splits"][split] == {"tokens": data.num_tokens[split], "windows": data.num_windows[split]}
 
 
-def test_info_counts_a_large_store_in_evenly_spaced_pieces(as_json, tmp_path):
-    with open(tmp_path / "large.bin", "wb") as file:
-        file.truncate(2 * 60_000_000)
-    told = as_json("info", "large.bin")
-    assert told["tokens"] == 60_000_000
-    assert told["counted_tokens"] == 47 << 20
-    assert told["most_frequent"] == [{"id": 0, "text": "!", "count": 47 << 20}]
+def test_info_the_projector_and_the_results_of_a_run_count_the_same_tokens(here, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr("gpt2_lit.monitor.counts.RUNS", 6)  # all of validation, and a ninth of training
+    monkeypatch.setattr("gpt2_lit.monitor.counts.RUN_TOKENS", 64)
+    out = here("fit", "--trainer.max_steps=13", "--monitor.projected_tokens=1000")
+    main(["info", "--top", "1000", "--json"])
+    told = json.loads(capfd.readouterr().out)
+    [labels] = tmp_path.rglob("metadata.tsv")
+    header, *rows = labels.read_text().splitlines()
+    assert told["counted_tokens"] == 6 * 64
+    assert header.endswith(f"count in {6 * 64} tokens of the corpus")
+    assert [int(row.split("\t")[1]) for row in rows] == [token["count"] for token in told["most_frequent"]]
+    counts = np.ones(50257)
+    counts[[token["id"] for token in told["most_frequent"]]] += [token["count"] for token in told["most_frequent"]]
+    data = GPTDataModule()
+    data.setup("fit")
+    targets = data.val_dataset[range(len(data.val_dataset))].target_ids.flatten()
+    perplexity = np.exp(-np.log(counts[targets] / counts.sum()).mean())
+    assert f"({perplexity:,.0f} from the tokens' frequencies alone)" in out
 
 
 def test_info_in_a_pipe_is_plain_and_not_folded(tool, store):

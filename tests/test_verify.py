@@ -6,7 +6,7 @@ import pytest
 from test_token_store import END, SHARDS, read_all, write_store
 
 from gpt2_lit.store.manifest import Manifest, StoreError
-from gpt2_lit.store.prepare import prepare
+from gpt2_lit.store.prepare import Recipe, prepare
 from gpt2_lit.store.token_store import open_store
 from gpt2_lit.store.verify import _problem, checked_by, verify
 
@@ -78,13 +78,13 @@ def test_a_change_by_somebody_who_mends_the_crc_is_found_by_sha256(tmp_path):
     plain, hashed = tmp_path / "plain", tmp_path / "hashed"
     before = prepare(tmp_path / "a.txt", plain).manifest
     assert "sha256" not in (plain / "manifest.json").read_text()
-    [shard] = prepare(tmp_path / "a.txt", hashed, sha256=True).manifest.shards
+    [shard] = prepare(tmp_path / "a.txt", hashed, Recipe(sha256=True)).manifest.shards
     assert shard.tokens_sha256 == hashlib.sha256((hashed / shard.tokens_file).read_bytes()).hexdigest()
     assert shard.documents_sha256 == hashlib.sha256((hashed / shard.documents_file).read_bytes()).hexdigest()
     assert [shard._replace(tokens_sha256="", documents_sha256="")] == before.shards
     assert verify(hashed) == []
     assert prepare(tmp_path / "a.txt", hashed).num_made == 0
-    assert prepare(tmp_path / "a.txt", plain, sha256=True).num_made == 1
+    assert prepare(tmp_path / "a.txt", plain, Recipe(sha256=True)).num_made == 1
     assert (plain / "manifest.json").read_bytes() == (hashed / "manifest.json").read_bytes()
     assert hashlib.sha256((plain / "manifest.json").read_bytes()).hexdigest() in checked_by(plain)
 
@@ -95,6 +95,16 @@ def test_a_change_by_somebody_who_mends_the_crc_is_found_by_sha256(tmp_path):
     (hashed / "manifest.json").write_bytes(Manifest.load(hashed)._replace(shards=[mended]).dumps())
     [damage] = verify(hashed)
     assert damage.problem.startswith("was changed: its SHA-256 is")
+
+
+def test_a_store_with_sha256_keeps_it_when_it_grows(tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    (tmp_path / "b.txt").write_text("c d")
+    prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(sha256=True))
+    assert prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "store").manifest.has_sha256
+    (tmp_path / "a.txt").write_text("e f")
+    assert prepare(tmp_path / "a.txt", tmp_path / "store").manifest.has_sha256
+    assert "by SHA-256" in checked_by(tmp_path / "store")
 
 
 def test_a_store_is_compared_with_its_checksums_before_it_is_opened_if_asked_for(store):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
 from gpt2_lit.data.datamodule import GPTDataModule
-from gpt2_lit.data.windows import Batch
+from gpt2_lit.data.windows import Batch, DocumentBatch
 from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
-from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.counts import token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
 
@@ -80,7 +80,7 @@ class RunReport(Callback):
         self.begun = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if len(self.first) < len(self.REPORTED):
             self.first = self._values(trainer) | self.first
@@ -121,7 +121,7 @@ class RunReport(Callback):
         best = f"{checkpoint.best_score:.2f}"
         if checkpoint.monitor == "val/loss" and data and data.val_dataset:
             counts = token_counts(data.train_dataset, data.vocab_size)
-            unigram = unigram_perplexity(counts, sample(data.val_dataset).target_ids.numpy())
+            unigram = unigram_perplexity(counts, token_counts(data.val_dataset, data.vocab_size, "target_ids"))
             perplexity = math.exp(checkpoint.best_score)
             best += f", perplexity {perplexity:,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
         return {f"best {checkpoint.monitor.replace('/', ' ')}": best}
@@ -131,7 +131,7 @@ class RunReport(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Tensor,
-        batch: Batch,
+        batch: Batch | DocumentBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -140,7 +140,9 @@ class RunReport(Callback):
             return
         decode = data.tokenizer.decode
         print("\n\na text, what the model expects next, and what comes next:")
-        for input_ids, target_ids, expected in list(zip(*batch[:2], outputs, strict=True))[:5]:
+        for input_ids, target_ids, *documents, expected in list(zip(*batch, outputs, strict=True))[:5]:
+            if documents:  # what stands before the last document is another text
+                input_ids = input_ids[documents[1] == documents[1][-1]]
             text, next_text, guess = (decode(ids.tolist()) for ids in (input_ids[-8:], target_ids[-1:], expected[-1:]))
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 

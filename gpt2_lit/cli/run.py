@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import FileError, InvalidValue, MissingFile
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
-from gpt2_lit.store.storage import put_in_place
+from gpt2_lit.store.storage import put_in_place, sync_directory
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
@@ -143,8 +143,6 @@ class RunCheckpoint(Checkpoint):
         self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         directory = run_directory(trainer)
         self.directory = directory / "checkpoints" if directory else None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -357,6 +355,8 @@ def _whole(path: Path, is_writer: bool = True) -> Iterator[Path]:
     try:
         with put_in_place(aside, path) if is_writer else nullcontext():
             yield aside
+        if is_writer:
+            sync_directory(path.parent)
     except OSError as error:
         if not error.errno:
             raise

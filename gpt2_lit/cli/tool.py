@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
+SHOWN_CHARACTERS = 40  # of a window
 RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
@@ -78,8 +79,8 @@ def prepare(options: argparse.Namespace) -> None:
     tokenizer = chosen.pop("tokenizer", "gpt2")
     text_options = TextOptions(**chosen)
     texts = partial(Source.of(options.source).read, text_options)
-    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
-    done = make_store(options.source, options.store, recipe, options.processes, not options.json, sha256=options.sha256)
+    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts), options.sha256)
+    done = make_store(options.source, options.store, recipe, options.processes, not options.json)
     manifest = done.manifest
     if options.json:
         _print_json(
@@ -114,9 +115,9 @@ def info(options: argparse.Namespace) -> None:
       gpt2-lit info my_text.txt --context-size 256 --top 50
       gpt2-lit info train.bin --json
     """
-    from gpt2_lit.monitor.counts import count_ids, most_frequent, sample_pieces
+    from gpt2_lit.monitor.counts import most_frequent, token_counts
 
-    data, store, _ = _data(options)
+    data, store, dataset = _data(options)
     rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer.name, "tokens": len(store)}
     if store.num_sources:
         rows |= {
@@ -126,7 +127,7 @@ def info(options: argparse.Namespace) -> None:
             "bytes of text": store.num_bytes,
             "bytes a token": round(store.num_bytes / max(len(store), 1), 2),
         }
-    counts = count_ids((_checked(piece, data) for piece in sample_pieces(store)), data.vocab_size)
+    counts = token_counts(dataset, data.vocab_size)
     counted = int(counts.sum())
     frequent = [
         {"id": token, "text": data.tokenizer.decode([token]), "count": int(counts[token])}
@@ -149,8 +150,8 @@ def info(options: argparse.Namespace) -> None:
     console.print(table)
     if not frequent:
         return
-    of = "" if counted == len(store) else f", of {counted:,} tokens from all over the store"
-    console.print(_text(f"\nthe {len(frequent)} most frequent tokens{of}", style="bold"))
+    news = f"\nthe {len(frequent)} most frequent of {counted:,} tokens in training windows"
+    console.print(_text(news, style="bold"))
     table = _table("id", "token", "count", "share")
     for token in frequent:
         share = f"{token['count'] / counted:.2%}"
@@ -166,7 +167,7 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview tokens --context-size 1024 --step 5000 | less -S
       gpt2-lit preview logs/version_0            what that run began with
     """
-    from gpt2_lit.monitor.counts import visible
+    from gpt2_lit.monitor.counts import checked, visible
 
     data, _, dataset = _data(options)
     decode = data.tokenizer.decode
@@ -176,7 +177,7 @@ def preview(options: argparse.Namespace) -> None:
         epoch, windows, _ = _share(data, step)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
-            input_ids, target_ids = (_checked(ids.numpy(), data).tolist() for ids in batch[:2])
+            input_ids, target_ids = (checked(ids.numpy(), data.vocab_size).tolist() for ids in batch[:2])
             found.append(
                 {"step": step, "epoch": epoch, "window": window, "input_ids": input_ids, "target_ids": target_ids}
             )
@@ -236,15 +237,17 @@ def plan(options: argparse.Namespace) -> None:
     epochs; accumulated batches count one by one. The worker is that of a training which
     was not stopped within the epoch.
 
-    example:
+    examples:
       gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000 --batch-size 16
+      gpt2-lit plan tokens --step 1000 --show    their documents, files and bytes, too
     """
     data, _, _ = _data(options)
     shares = []
     for rank in range(options.world_size):
         epoch, windows, batch = _share(data, options.step, rank, options.world_size)
         worker = batch % options.num_workers if options.num_workers else None
-        shares.append({"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()})
+        share = {"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()}
+        shares.append(share | ({"sources": _sources(data, windows)} if options.show else {}))
     if options.json:
         _print_json(shares)
         return
@@ -255,6 +258,33 @@ def plan(options: argparse.Namespace) -> None:
         worker = "-" if share["worker"] is None else str(share["worker"])
         table.add_row(str(share["process"]), worker, " ".join(map(str, share["windows"])))
     console.print(table)
+    if options.show:
+        console.print()
+        _print_sources(console, shares)
+
+
+def where(options: argparse.Namespace) -> None:
+    """tell from which documents, files and bytes the windows of a step come
+
+    Steps, windows and documents count from 0; accumulated batches count one by one. Bytes
+    are those of the window in a plain text, and those of its line in a .jsonl file.
+    --data.skip leaves windows, documents or steps out of a training by these numbers.
+
+    examples:
+      gpt2-lit where 2050 logs/version_0        what that run was trained on at step 2050
+      gpt2-lit where 0 tokens --batch-size 16
+    """
+    data, _, _ = _data(options)
+    shares = []
+    for rank in range(options.world_size):
+        epoch, windows, _ = _share(data, options.step, rank, options.world_size)
+        shares.append({"process": rank, "epoch": epoch, "sources": _sources(data, windows)})
+    if options.json:
+        _print_json(shares)
+        return
+    console = _console()
+    console.print(_text(f"step {options.step}, in epoch {shares[0]['epoch']}", style="bold"))
+    _print_sources(console, shares)
 
 
 def neighbours(options: argparse.Namespace) -> None:
@@ -412,14 +442,20 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
     return position.epoch, windows, len(sampler) - sampler.batches_from(position)
 
 
-def _checked(ids: "np.ndarray", data: "GPTDataModule") -> "np.ndarray":
-    """Ids, all of which are in the vocabulary."""
-    if ids.max() >= data.vocab_size:
-        raise InvalidValue(
-            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer.name} ends at "
-            f"{data.vocab_size - 1}. Was it written by another tokenizer, or as another data.token_dtype?"
-        )
-    return ids
+def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any]]:
+    """Where windows come from, and how each begins."""
+    from gpt2_lit.monitor.counts import checked
+
+    assert data.train_dataset is not None, "it is set up"
+    found = []
+    for window in windows.tolist():
+        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size)
+        origins = [
+            {"document": origin.document, "file": origin.file, "span": str(origin.span or "")}
+            for origin in data.origins(window)
+        ]
+        found.append({"window": window, "origins": origins, "text": data.tokenizer.decode(ids.tolist())})
+    return found
 
 
 def _checkpoint(name: str) -> str:
@@ -449,6 +485,21 @@ def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
 
 
 # What is printed.
+
+
+def _print_sources(console: Console, shares: list[dict[str, Any]]) -> None:
+    from gpt2_lit.monitor.counts import visible
+
+    table = _table("process", "window", "document", "file", "in it", "text")
+    for share in shares:
+        for source in share["sources"]:
+            head = [str(share["process"]), f"{source['window']:,}"]
+            text = visible(source["text"][:SHOWN_CHARACTERS]) + "..." * (len(source["text"]) > SHOWN_CHARACTERS)
+            for origin in source["origins"]:
+                document = "" if origin["document"] is None else f"{origin['document']:,}"
+                table.add_row(*map(_text, (*head, document, origin["file"], origin["span"], text)))
+                head, text = ["", ""], ""
+    console.print(table)
 
 
 def _console() -> Console:
@@ -594,6 +645,12 @@ The options of a command:  gpt2-lit COMMAND --help
     number(planned, "--world-size", 1, 1, "processes that train")
     number(planned, "--num-workers", 0, 0, "loader workers of each process")
     number(planned, "--step", 0, 0, "number of the batch since the training began")
+    planned.add_argument("--show", action="store_true", help="also show their documents, files and bytes")
+
+    asked = command(where)
+    number(asked, "step", 0, None, "number of the batch since the training began")
+    data(asked)
+    number(asked, "--world-size", 1, 1, "processes that train")
 
     checkpoint = "a checkpoint or other file of weights, or last or best for that of the newest run in logs/"
     near = command(neighbours)

@@ -123,6 +123,7 @@ class GPTDataModule(LightningDataModule):
         self.check = bool(check)
         self.skip = parse_skip(skip)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
+        self.text_options.check()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -179,12 +180,12 @@ class GPTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
-        others = {name: getattr(self, name) for name in ("val_source", "test_source")}
-        others = {name: source for name, source in others.items() if source is not None}
-        for name, source in others.items():
-            if found := common_file(source, self.source):
+        given = {"source": self.source, "val_source": self.val_source, "test_source": self.test_source}
+        sources = {name: _looked_up(source) for name, source in given.items() if source is not None}
+        for name in list(sources)[1:]:
+            if found := common_file(sources[name], sources["source"]):
                 raise _contaminated(name, *found)
-        for source in (self.source, *others.values()):
+        for source in sources.values():
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
@@ -415,6 +416,10 @@ class GPTDataModule(LightningDataModule):
             "tokens": self.store.content,
             "ranges": zlib.crc32(np.array(dataset.ranges).data),
         }
+
+
+def _looked_up(source: Source) -> Source:
+    return source.looked_up() if kind_of(source) == "text" else source
 
 
 def _set_up(dataset: TokenWindows | None) -> TokenWindows:

@@ -79,10 +79,9 @@ class Progress(Callback):
         counters = counters_of_the_epoch(checkpoint)
         if counters["is_last_batch"]:  # the epoch is over, even if the windows left out make a batch of the new size
             self._restored = self._restored | {"epoch": self._restored["epoch"] + 1, "window": 0}
-            batches_left = 0
-        else:
-            batches_left = self.sampler.batches_from(Position(self._restored["epoch"], self._restored["window"]))
-            counters["is_last_batch"] = not batches_left
+            return
+        batches_left = self.sampler.batches_from(Position(self._restored["epoch"], self._restored["window"]))
+        counters["is_last_batch"] = not batches_left
         current = counters["current"]
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end

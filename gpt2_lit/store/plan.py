@@ -23,7 +23,10 @@ class Recipe:
 
     options: TextOptions = field(default_factory=TextOptions)
     tokenizer: Tokenizer = field(default_factory=lambda: make_tokenizer("gpt2"))
-    sha256: bool = False  # of the tokens, in the receipts: no part of any key
+    sha256: bool = False  # in receipts and manifest, of each shard; no part of any key
+
+    def __post_init__(self) -> None:
+        self.options.check()
 
     def key(self, *what: Any) -> str:
         """A name for the tokens that this recipe makes of something; other tokens have another name."""

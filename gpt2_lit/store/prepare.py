@@ -43,7 +43,6 @@ def prepare(
     recipe: Recipe | None = None,
     num_processes: int | None = None,
     show_progress: bool = True,
-    sha256: bool = False,
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
@@ -53,19 +52,22 @@ def prepare(
     Args:
         source: What :meth:`Source.of` takes.
         store: Directory for the tokens.
-        recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
+        recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are. A store that has a SHA-256
+            of each shard keeps having it, whatever ``recipe.sha256`` says.
         num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
-        sha256: Whether receipts and manifest also have a SHA-256 of each shard; shards without it are made again.
 
     Raises:
         OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
-    recipe = replace(recipe or Recipe(), sha256=sha256)
+    recipe = recipe or Recipe()
     files, report = Source.of(source).look()
     files = absolute(files)
     storage = LocalStorage(Path(store).absolute())
     writer = StoreWriter(storage)
+    former = writer.manifest()
+    if former and former.has_sha256:
+        recipe = replace(recipe, sha256=True)
     work = _Work.plan(files, recipe, writer)
     if work.former and work.is_done:
         _tell(report)

@@ -6,6 +6,7 @@ import zlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -120,7 +121,7 @@ class StoreWriter(NamedTuple):
 class ShardWriter:
     """The tokens of one shard on their way into its file."""
 
-    def __init__(self, file: BinaryIO, end_of_text: np.ndarray, sha256: bool = False) -> None:
+    def __init__(self, file: BinaryIO | BytesIO, end_of_text: np.ndarray, sha256: bool = False) -> None:
         self._file, self._end_of_text = file, end_of_text
         self.num_tokens = self.num_bytes = self.checksum = 0
         self.sha256 = hashlib.sha256() if sha256 else None

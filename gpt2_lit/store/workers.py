@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -19,10 +19,10 @@ import numpy as np
 
 from gpt2_lit.errors import InvalidValue, UserError, WorkerDied
 from gpt2_lit.store.manifest import Shard, token_dtype
-from gpt2_lit.store.plan import Part, Recipe, ShardPlan
+from gpt2_lit.store.plan import Recipe, ShardPlan
 from gpt2_lit.store.storage import Storage
-from gpt2_lit.store.store_writer import StoreWriter
-from gpt2_lit.text.readers import Piece, read_pieces
+from gpt2_lit.store.store_writer import ShardWriter, StoreWriter
+from gpt2_lit.text.readers import Piece, read_pieces, whole_documents
 from gpt2_lit.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], object]  # told the bytes and tokens since the last call
@@ -40,41 +40,41 @@ def encode_shard(
 ) -> Encoded:
     """Make one shard, whole or not at all. It depends on the plan alone, so any machine may do it, and twice."""
     tokenizer, num_ends_kept = recipe.tokenizer, 0
-    end_of_text_name = tokenizer.end_of_text_name
-    end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
-    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text, recipe.sha256) as writer:
+    shard = StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text(tokenizer), recipe.sha256)
+    with shard as writer:
         for part in plan.parts:
-            for text, ends_document in _encodable_texts(part, recipe):
-                ids = _encoded(text, tokenizer, part)
-                num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
-                num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-                writer.write(ids, num_bytes)
-                if ends_document:
-                    writer.end_document()
-                on_progress(num_bytes, len(ids) + ends_document)
+            pieces = read_pieces(part.file, recipe.options, part.start, part.stop, tokenizer.cut_before)
+            num_ends_kept += write_tokens(pieces, tokenizer, writer, str(part), on_progress)
     assert writer.shard, "it is finished after the block"
     return Encoded(writer.shard, num_ends_kept)
 
 
-def _encoded(text: str, tokenizer: Tokenizer, part: Part) -> np.ndarray:
-    try:
-        return tokenizer.encode_to_array(text)
-    except UserError as error:
-        raise InvalidValue(f"{part}: {error}") from None
+def write_tokens(
+    pieces: Iterable[Piece],
+    tokenizer: Tokenizer,
+    writer: ShardWriter,
+    source: str,
+    on_progress: Progress = lambda num_bytes, num_tokens: None,
+) -> int:
+    """Encode documents into a shard; returns how often they have the end of text in them, which stays text."""
+    num_ends_kept, end_of_text_name = 0, tokenizer.end_of_text_name
+    for text, ends_document in pieces if tokenizer.cut_before else whole_documents(pieces):
+        try:
+            ids = tokenizer.encode_to_array(text)
+        except UserError as error:
+            raise InvalidValue(f"{source}: {error}") from None
+        num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
+        num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        writer.write(ids, num_bytes)
+        if ends_document:
+            writer.end_document()
+        on_progress(num_bytes, len(ids) + ends_document)
+    return num_ends_kept
 
 
-def _encodable_texts(part: Part, recipe: Recipe) -> Iterator[Piece]:
-    """The text of a part, in pieces that may be encoded one by one."""
-    parts: list[str] = []
-    cut_before = recipe.tokenizer.cut_before
-    for piece in read_pieces(part.file, recipe.options, part.start, part.stop, cut_before):
-        if cut_before:
-            yield piece
-            continue
-        parts.append(piece.text)
-        if piece.ends_document:
-            yield Piece("".join(parts), True)
-            parts.clear()
+def end_of_text(tokenizer: Tokenizer) -> np.ndarray:
+    """The id after each document, in the type of a store's ids; shape (1,)."""
+    return np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
 
 
 def share_out(

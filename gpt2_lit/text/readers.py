@@ -18,6 +18,7 @@ from logging import getLogger
 from typing import Any, Literal, NamedTuple
 
 from gpt2_lit.errors import InvalidValue, UserError, shown
+from gpt2_lit.text.arrow import CheckedStream
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
 _LOG = getLogger(__name__)
@@ -55,23 +56,19 @@ _GUTENBERG_END = (
 
 
 class TextOptions(NamedTuple):
-    """How files are to be read; plain values, as all but the last identify the tokens that come of it.
-
-    Args:
-        text_field: Where the text is: the field of lines of JSON, the column of CSV, Parquet and Arrow files.
-        strip_gutenberg: Whether to leave out Project Gutenberg's header and footer: all up to the line
-            ``*** START OF THE PROJECT GUTENBERG EBOOK ...`` and from ``*** END OF ...`` on. A text without these
-            lines stays whole.
-        document_separator: A string between documents, in all formats; without the line ends around it. None: the text
-            of a file, a line or a row is one document.
-        max_unpacked: Gigabytes of text that one file may hold. None: 100 times its stored size, and at least 0.27,
-            so that a small file that unpacks to terabytes does no harm.
-    """
+    """How files are to be read, as the options of GPTDataModule say; all but the last identify the tokens."""
 
     text_field: str = "text"
     strip_gutenberg: bool = False
     document_separator: str | None = None
-    max_unpacked: float | None = None
+    max_unpacked: float | None = None  # GB
+
+    def check(self) -> None:
+        """Raise an InvalidValue if a value cannot be."""
+        if self.max_unpacked is not None and not self.max_unpacked > 0:
+            raise InvalidValue(f"max_unpacked must be above 0, got {self.max_unpacked}. Set data.max_unpacked.")
+        if self.document_separator == "":
+            raise InvalidValue("document_separator must not be empty. Set data.document_separator, or leave it out.")
 
 
 class Piece(NamedTuple):
@@ -152,9 +149,8 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """The documents of a file, or of a range of its bytes, in pieces of about 131,072 characters at most.
 
-    A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Ranges
-    that tile a file give together the documents of the whole (docs/store.md); of a file that cannot be cut, the range
-    that starts at 0 gives everything.
+    A text file is one document, a line of JSON and a row of a table one each; empty ones give no piece. Ranges that
+    tile a file give the documents of the whole (docs/store.md); if it cannot be cut, the range from 0 gives everything.
 
     Raises:
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
@@ -196,7 +192,7 @@ def document_spans(
     if form.kind == "jsonl":
         spans = (
             span
-            for position, data, _ in _segments(file, options, _LINES, start, stop)
+            for position, data, _ in _byte_pieces(file, options, _LINES, start, stop)
             for span in _parts(data, b"\n", position, unit)
         )
     else:
@@ -222,7 +218,7 @@ def _text_spans(
     separator = options.document_separator
     cuts = _after_each(separator, "") if separator else _gaps(cut_before)
     first = last = None
-    for position, data, _ in _segments(file, options, cuts, start, stop, low, high):
+    for position, data, _ in _byte_pieces(file, options, cuts, start, stop, low, high):
         if separator:
             yield from _parts(data, separator.encode(), position, unit, strip=b"\r\n")
         else:
@@ -244,7 +240,17 @@ def _parts(data: bytearray, separator: bytes, position: int, unit: Any, strip: b
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
     """The same for a text in memory: one document, or what its separators make of it."""
     for document in _separated(text, options.document_separator):
-        yield from _document_pieces(document, options, cut_before)
+        yield from _document_pieces(document, options, cut_before or " \r\n")
+
+
+def whole_documents(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same documents, each in one piece: for a tokenizer whose ids change wherever a text is cut."""
+    texts: list[str] = []
+    for text, ends_document in pieces:
+        texts.append(text)
+        if ends_document:
+            yield Piece("".join(texts), True)
+            texts.clear()
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
@@ -260,16 +266,14 @@ def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
 # Bytes of a file.
 
 
-def _most_bytes(file: SourceFile, options: TextOptions) -> int:
+def _most_bytes(file: SourceFile, options: TextOptions) -> float:
     """How many bytes of text a file may hold."""
     if options.max_unpacked is None:
-        return max(_EXPANSION * file.size, _SMALL)
-    if not options.max_unpacked > 0:
-        raise InvalidValue(f"max_unpacked must be above 0, got {options.max_unpacked}. Set data.max_unpacked.")
-    return int(options.max_unpacked * 1e9)
+        return float(max(_EXPANSION * file.size, _SMALL))
+    return options.max_unpacked * 1e9
 
 
-def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
+def _check_size(file: SourceFile, num_bytes: int, most: float) -> None:
     if num_bytes > most:
         stored = f", and {file.size:,} bytes as it is stored" if file.size else ""
         raise InvalidValue(
@@ -278,13 +282,15 @@ def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
         )
 
 
-def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END) -> Iterator[bytes]:
+def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: float = float("inf")) -> Iterator[bytes]:
     """The unpacked bytes of a file from ``start`` to ``stop``, in blocks; an error if it holds more than ``most``."""
     with open_file(file) as stream:
         position = 0
         if start and can_be_cut(file):
             position = stream.seek(start)
         for block in _unpacked(file, stream):
+            if position == 0:
+                _check_is_text(file, block)
             used = block[max(start - position, 0) : max(stop - position, 0)]
             position += len(block)
             _check_size(file, position, most)
@@ -296,17 +302,18 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END
 
 def _unpacked(file: SourceFile, stream: io.BufferedReader) -> Iterator[bytes]:
     compression = compression_of(file.path)
-    if compression is None:
-        yield from iter(partial(stream.read, _PIECE), b"")
-    elif compression.name == "gz":
-        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
-        yield from _members(file, stream, "gzip", new_member, zlib.error)
-    else:
-        import zstandard
+    return _decompressed(file, stream, compression.name) if compression else iter(partial(stream.read, _PIECE), b"")
 
-        # Files of `zstd --long=31`, which are around, need all of the window.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        yield from _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
+
+def _decompressed(file: SourceFile, stream: io.BufferedReader, name: str) -> Iterator[bytes]:
+    if name == "gz":
+        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
+        return _members(file, stream, "gzip", new_member, zlib.error)
+    import zstandard
+
+    # Files of `zstd --long=31`, which are around, need all of the window.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
 
 
 def _members(
@@ -404,55 +411,61 @@ def _gaps(cut_before: str) -> _Cuts:
     return _Cuts(first, last, 3, f"has no {what} after a character to cut at. Put some in")
 
 
-def _segments(
+def _byte_pieces(
     file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
 ) -> Iterator[tuple[int, bytearray, bool]]:
-    """The bytes of a range, cut where it is allowed, and where each segment begins; True with the last of the file.
+    """The bytes of a range from cut to cut, each piece with its position in the file; True with the last of the file.
 
-    ``low`` and ``high`` are where the text in the file begins and ends.
+    The text lies between ``low`` and ``high``. A range has what begins at the first cut from ``start`` on, and ends at
+    the first cut from ``stop`` on; a short file is one piece.
     """
-    if stop <= max(start, low):
-        return
-    inside = start <= low
-    position = low if inside else max(start - cuts.look_behind, low)  # of the data's first byte in the file
-    data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
-    for block in _blocks(file, position, high, _most_bytes(file, options)):
-        if position == 0 and not data:
-            _check_is_text(file, block)
-        if inside and data:  # only now, so that a short file is one segment
+    position = low if start <= low else max(start - cuts.look_behind, low)
+    blocks = _blocks(file, position, high, _most_bytes(file, options)) if stop > max(start, low) else iter(())
+    if start > low:
+        position, blocks = _from_first_cut(blocks, cuts, position, start, stop)
+    data, searched = bytearray(), 1  # there is no cut to be found in front of this
+    for block in blocks:
+        if data:
             cut = cuts.last(data, searched)
             if cut is not None:
                 yield position, data[:cut], False
                 position += cut
                 del data[:cut]
             elif len(data) > _LONGEST:
-                raise InvalidValue(
-                    f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and "
-                    f"{cuts.way_out}."
-                )
+                raise _too_long(file, position, cuts)
             searched = max(len(data), 1)
         data += block
-        reaches_stop = position + len(data) >= stop
-        if not inside:
-            cut = cuts.first(data, searched)
-            if cut is None and not reaches_stop:
-                gone = max(len(data) - cuts.look_behind, 0)
-                searched = max(len(data), searched) - gone
-                position += gone
-                del data[:gone]
-                continue
-            if cut is None or position + cut >= stop:
-                return  # that position is the next range's
-            inside, searched = True, 1
-            position += cut
-            del data[:cut]
-        if reaches_stop:
-            cut = cuts.first(data, max(stop - position, searched))
-            if cut is not None:
-                yield position, data[:cut], False
-                return
-    if inside and data:
+        if position + len(data) >= stop and (cut := cuts.first(data, max(stop - position, searched))) is not None:
+            yield position, data[:cut], False
+            return
+    if data:
         yield position, data, True
+
+
+def _from_first_cut(
+    blocks: Iterator[bytes], cuts: _Cuts, position: int, start: int, stop: int
+) -> tuple[int, Iterator[bytes]]:
+    """The blocks of a range, without what is before its first cut, and where they begin; none if that is the next's."""
+    data, searched = bytearray(), max(start - position, 1)
+    for block in blocks:
+        data += block
+        cut = cuts.first(data, searched)
+        if cut is not None:
+            rest = itertools.chain([bytes(data[cut:])], blocks)
+            return position + cut, rest if position + cut < stop else iter(())
+        if position + len(data) >= stop:
+            break
+        gone = max(len(data) - cuts.look_behind, 0)
+        searched = max(len(data), searched) - gone
+        position += gone
+        del data[:gone]
+    return position, iter(())
+
+
+def _too_long(file: SourceFile, position: int, cuts: _Cuts) -> InvalidValue:
+    return InvalidValue(
+        f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and {cuts.way_out}."
+    )
 
 
 def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
@@ -465,7 +478,7 @@ def _separated_documents(file: SourceFile, options: TextOptions, start: int, sto
 
 def _texts(file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int) -> Iterator[Piece]:
     low, high = _gutenberg_book(file, options) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, options, cuts, start, stop, low, high):
+    for position, data, is_last in _byte_pieces(file, options, cuts, start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
@@ -482,7 +495,7 @@ def _separated(text: str, separator: str | None) -> Iterator[str]:
 
 
 def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
-    for position, data, _ in _segments(file, options, _LINES, start, stop):
+    for position, data, _ in _byte_pieces(file, options, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
                 try:
@@ -532,14 +545,18 @@ def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        offset = position + error.start
-        encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        raise InvalidValue(
-            f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
-            f"{_line_number(file, offset)}; {error.reason}). "
-            f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
-        ) from None
+        raise _not_utf8(file, position, data, error) from None
     return text.removeprefix("\ufeff") if position == 0 else text
+
+
+def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDecodeError) -> InvalidValue:
+    offset = position + error.start
+    encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+    return InvalidValue(
+        f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
+        f"{_line_number(file, offset)}; {error.reason}). "
+        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
+    )
 
 
 def _nul_error(file: SourceFile, position: int, data: bytearray) -> InvalidValue:
@@ -681,7 +698,7 @@ def _csv_documents(file: SourceFile, options: TextOptions, start: int, stop: int
 
 
 def _csv_lines(file: SourceFile, options: TextOptions) -> Iterator[str]:
-    for position, data, _ in _segments(file, options, _LINES, 0, _END):
+    for position, data, _ in _byte_pieces(file, options, _LINES, 0, _END):
         yield from io.StringIO(_decoded(file, position, data), newline="")  # with their line ends
 
 
@@ -742,13 +759,14 @@ def _rows_at_a_time(column: Any) -> int:
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
     from pyarrow import ipc
 
+    check = partial(_check_size, file, most=_most_bytes(file, options))
     with _damage_named(file, "Arrow"), open_file(file) as stream:
         # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
         if stream.read(6) == b"ARROW1":
             stream.read(2)
         else:
             stream.seek(0)
-        batches = ipc.open_stream(stream)
+        batches = ipc.open_stream(io.BufferedReader(CheckedStream(stream, check), _PIECE))
         _check_column(file, options, batches.schema)
         yield from _column_documents(file, options, 0, batches)
 
@@ -784,12 +802,13 @@ def _column_documents(file: SourceFile, options: TextOptions, row: int, batches:
     num_bytes, most = 0, _most_bytes(file, options)
     for batch in batches:
         column = batch.column(options.text_field)
-        for start in range(0, len(column), _ROWS):
+        rows = 1 if hasattr(column, "dictionary") else _ROWS  # which may make long texts of few bytes
+        for start in range(0, len(column), rows):
             try:
-                texts = column.slice(start, _ROWS).to_pylist()
+                texts = column.slice(start, rows).to_pylist()
             except UnicodeDecodeError as error:
                 raise InvalidValue(
-                    f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
+                    f"{file.path}: a text in the {rows} rows from {row} on (counted from 0) is not UTF-8 "
                     f"({error.reason}). Make the file anew."
                 ) from None
             for text in texts:

@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Source:
     Args:
         names: The names, with ``~`` written out.
         texts: Or texts that are in memory: see :meth:`of_texts`.
+        found: What :meth:`look` is to give instead of looking: see :meth:`looked_up`.
 
     Example:
         >>> Source.of(["a.txt", Path("b")])
@@ -56,6 +57,7 @@ class Source:
 
     names: tuple[str, ...]
     texts: tuple[str, ...] = field(default=(), repr=False)
+    found: "tuple[list[SourceFile], str] | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, choice: Any) -> "Source":
@@ -116,6 +118,8 @@ class Source:
 
     def look(self) -> tuple[list[SourceFile], str]:
         """The same files, and a line on what directories and patterns gave and what was passed over; else empty."""
+        if self.found:
+            return self.found
         passed_over: list[str] = []
         files: list[SourceFile] = []
         for name in self.names:
@@ -129,6 +133,10 @@ class Source:
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
         is_told = passed_over or any(file.path not in by_name for file in files)
         return files, shown(_report(files, passed_over)) if is_told else ""
+
+    def looked_up(self) -> "Source":
+        """The same, which stands for the files that there are now, however often it is asked."""
+        return replace(self, found=self.look())
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""
