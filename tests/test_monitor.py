@@ -1,5 +1,6 @@
 import io
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -573,3 +574,71 @@ def test_text_of_a_model_that_has_no_logits_is_an_error_before_the_first_step(tm
     with pytest.raises(ValueError, match="for models whose forward gives logits, and Later has no forward"):
         run.fit(Later(), batches())
     assert run.global_step == 0
+
+
+def highest_by_hand(model: EmbeddingStub, data: GPTDataModule, number: int) -> list[tuple[int, float]]:
+    """The windows of highest loss of an untrained model, each loss from all logits at once."""
+    windows = data.train_dataset
+    losses = [
+        (F.cross_entropy(model(windows[[window]].input_ids)[0], windows[window].target_ids).item(), window)
+        for window in range(len(windows))
+    ]
+    return [(window, loss) for loss, window in sorted(losses, reverse=True)[:number]]
+
+
+def still(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.0)
+
+
+def shown_windows(text: str) -> list[tuple[int, float]]:
+    found = re.findall(r"loss ([\d.]+) in step \d+, window (\d+)", text)
+    return [(int(window), float(loss)) for loss, window in found]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_windows_of_highest_loss_are_shown_with_their_sources(data, tmp_path, accumulate):
+    model = stub(data, init="normal", optimizer=still)
+    monitor = EmbeddingMonitor(every_n_steps=1000, highest_losses=3)
+    trainer(tmp_path, monitor=monitor, accumulate_grad_batches=accumulate).fit(model, data)
+    [(step, text)] = texts(tmp_path, "highest_losses")
+    assert step == 10 // accumulate
+    by_hand = highest_by_hand(model, data, 3)
+    assert shown_windows(text) == [(window, pytest.approx(loss, abs=1e-3)) for window, loss in by_hand]
+    for window, _ in by_hand:
+        assert f"    {data.origins(window)[0]}\n" in text
+        assert f"    {data.tokenizer.decode(data.train_dataset[window].input_ids.tolist())}" in text
+    [number] = {int(found) for found in re.findall(rf"in step (\d+), window {by_hand[0][0]}$", text, re.MULTILINE)}
+    batches_of_step = list(GPTDataModule.train_dataloader(made_again(data)))[number * accumulate :][:accumulate]
+    assert data.train_dataset[by_hand[0][0]].input_ids.tolist() in [
+        row for batch in batches_of_step for row in batch.input_ids.tolist()
+    ]
+
+
+def made_again(data: GPTDataModule) -> GPTDataModule:
+    again = GPTDataModule(data.source.names, tokenizer="words", context_size=T, batch_size=4, val_fraction=0.12)
+    again.setup("fit")
+    return again
+
+
+def test_the_highest_losses_since_the_last_look_outlive_a_stop(data, tmp_path):
+    model = stub(data, init="normal", optimizer=still)
+    # As a run that was stopped before its end leaves them.
+    options = {"monitor": EmbeddingMonitor(every_n_steps=1000, highest_losses=3), "max_epochs": None}
+    options["monitor"]._show_highest = lambda trainer: None
+    run = trainer(tmp_path / "stopped", **options, max_steps=5)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    options["monitor"] = EmbeddingMonitor(every_n_steps=1000, highest_losses=3)
+    resumed = trainer(tmp_path / "resumed", **options, max_steps=10)
+    resumed.fit(model, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    [(_, text)] = texts(tmp_path / "resumed", "highest_losses")
+    assert [window for window, _ in shown_windows(text)] == [window for window, _ in highest_by_hand(model, data, 3)]
+
+
+def test_windows_that_cannot_be_named_or_have_no_loss_are_an_error(data, tmp_path):
+    with pytest.raises(ValueError, match=r"monitor.highest_losses names windows of a GPTDataModule"):
+        trainer(tmp_path, monitor=EmbeddingMonitor(highest_losses=3)).fit(Later(), batches())
+    model = stub(data)
+    model.training_step = lambda batch, batch_idx: EmbeddingStub.training_step(model, batch, batch_idx)["loss"]
+    with pytest.raises(ValueError, match=r"takes a training_step that returns .*'window_losses'"):
+        trainer(tmp_path, monitor=EmbeddingMonitor(highest_losses=3)).fit(model, data)

@@ -22,6 +22,7 @@ from gpt2_lit.lightning_private import logs_this_step
 from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
 from gpt2_lit.monitor.figures import heat_map, line_chart
 from gpt2_lit.monitor.generate import check_drawing, generate
+from gpt2_lit.monitor.losses import HighestLosses
 
 HEAT_MAP_CELLS = 256  # on a side
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
@@ -31,7 +32,7 @@ PROMPT_TOKENS = 8  # of the training text
 KINDS = ("token", "position", "input")
 NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
 BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
-STATE = "embedding_monitor.seen"  # in a checkpoint
+STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  # in a checkpoint
 
 
 class EmbeddingMonitor(Callback):
@@ -49,6 +50,8 @@ class EmbeddingMonitor(Callback):
         sample_tokens: Tokens that the model appends.
         sample_temperature: Below 1 likely tokens become more likely, above 1 less; 0 always takes the most likely one.
         sample_top_k: Draw from this many of the most likely tokens. None is all.
+        highest_losses: How many of the windows of highest loss since the last picture are shown with their sources, in
+            the Text tab; 0 is none. Each window's loss is computed a second time.
 
     Raises:
         ValueError: If an option is out of its range, or, when training starts, if the model does not have exactly one
@@ -67,6 +70,7 @@ class EmbeddingMonitor(Callback):
         sample_tokens: int = 64,
         sample_temperature: int | float = 1.0,
         sample_top_k: int | None = None,
+        highest_losses: int = 0,
     ) -> None:
         whole_number("every_n_steps", every_n_steps, least=0, of="monitor")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
@@ -81,11 +85,14 @@ class EmbeddingMonitor(Callback):
         self.sample_tokens = whole_number("sample_tokens", sample_tokens, of="monitor")
         check_drawing(sample_temperature, sample_top_k, of="monitor.sample_")
         self.sample_temperature, self.sample_top_k = sample_temperature, sample_top_k
+        self._highest = HighestLosses(whole_number("highest_losses", highest_losses, least=0, of="monitor"))
         self._seen = torch.zeros(0, dtype=torch.uint8)  # 1 for each id that was an input
         self._hook: RemovableHandle | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._embedding = find_embedding(pl_module)
+        self._highest.check(trainer)
+        vars(pl_module)["gives_window_losses"] = self._highest.num > 0
         if self.sample_every_n_steps and type(pl_module).forward is LightningModule.forward:
             raise InvalidValue(
                 "monitor.sample_every_n_steps is for models whose forward gives logits, and "
@@ -153,6 +160,8 @@ class EmbeddingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._highest.num:
+            self._highest.add(outputs, self._step_before, trainer.datamodule.last_windows)  # type: ignore[attr-defined]
         if trainer.global_step == self._step_before:  # the next batch belongs to the same step
             return
         if self._measuring:
@@ -170,6 +179,7 @@ class EmbeddingMonitor(Callback):
                 pl_module.log_dict(self._of_tables, rank_zero_only=True)
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._picture(trainer)
+            self._show_highest(trainer)
         if self.sample_every_n_steps and trainer.global_step % self.sample_every_n_steps == 0:
             self._sample(trainer, pl_module)
 
@@ -177,6 +187,7 @@ class EmbeddingMonitor(Callback):
         self._unhook()
         if self._pictured_step != trainer.global_step:
             self._picture(trainer)
+            self._show_highest(trainer)
         self._project(trainer)
         for writer in self._writers:
             writer.file_writer.add_summary(self._session_end)
@@ -188,9 +199,13 @@ class EmbeddingMonitor(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._unite_seen(trainer)
         checkpoint[STATE] = self._seen.cpu().clone()
+        self._highest.unite(trainer)
+        if self._highest.num:
+            checkpoint[HIGHEST] = self._highest.found
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._seen = checkpoint.get(STATE, self._seen)
+        self._highest.merge(checkpoint.get(HIGHEST, []))
 
     def _unite_seen(self, trainer: Trainer) -> None:
         """The ids that any process has seen; a collective operation."""
@@ -252,6 +267,15 @@ class EmbeddingMonitor(Callback):
                 writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
             writer.add_image("embedding_picture/norm_by_position", by_position, step, dataformats="HWC")
             writer.add_image("embedding_picture/position_similarity", similarity_map, step, dataformats="HWC")
+
+    def _show_highest(self, trainer: Trainer) -> None:
+        """Show the windows of highest loss since the last time."""
+        self._highest.unite(trainer)
+        if self._writers and self._highest.found:
+            text = self._highest.as_text(trainer.datamodule)  # type: ignore[attr-defined]
+            for writer in self._writers:
+                writer.add_text("highest_losses", text, trainer.global_step)
+        self._highest.found = []
 
     def _sample(self, trainer: Trainer, model: LightningModule) -> None:
         """Let the model continue a prompt, by the same draws each time: what changes from text to text is the model."""

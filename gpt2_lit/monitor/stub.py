@@ -22,6 +22,7 @@ from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue, NotPermitted
 from gpt2_lit.lightning_private import logs_this_step
 from gpt2_lit.monitor.counts import bytes_per_target
+from gpt2_lit.monitor.losses import window_losses
 from gpt2_lit.monitor.schedule import Schedule, decay_groups
 from gpt2_lit.trust import foreign_code_of_checkpoint
 
@@ -96,6 +97,7 @@ class EmbeddingStub(LightningModule):
         self.optimizer = optimizer
         self.schedule = Schedule.checked(warmup_steps, lr_decay, decay_steps, min_lr_ratio)
         self.weight_decay_on = weight_decay_on
+        self.gives_window_losses = False  # the monitor asks for them
         self.lr: float | None = None  # what Lightning's LearningRateFinder has found
         self._optimizer_options: list[dict[str, Any]] = []
         self._bytes_per_target: dict[str, float | None] = {}  # of each split
@@ -126,15 +128,19 @@ class EmbeddingStub(LightningModule):
             for group, lr in zip(self.trainer.optimizers[0].param_groups, self._full_lrs, strict=True):
                 group["lr"] = lr * factor
 
-    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor | dict[str, Tensor]:
         input_ids, target_ids, position_ids = _parts(batch)
         vectors = self.embedding(input_ids, position_ids=position_ids)
-        loss = self.embedding.next_token_loss(self._hidden(vectors), target_ids)
+        hidden = self._hidden(vectors)
+        loss = self.embedding.next_token_loss(hidden, target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if logs_this_step(self.trainer):
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
             for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
                 self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
+        if self.gives_window_losses:
+            losses = window_losses(self.embedding.next_token_loss, hidden, target_ids)
+            return {"loss": loss, "window_losses": losses}
         return loss
 
     def on_validation_start(self) -> None:

@@ -186,6 +186,7 @@ def document_spans(
     form, unit = format_of(file.path), "unpacked byte" if compression_of(file.path) else "byte"
     if start >= stop:
         return
+    check_unchanged(file)
     if form.documents is None:
         yield from _text_spans(file, options, start, stop, cut_before, unit)
         return
