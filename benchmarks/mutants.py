@@ -209,6 +209,7 @@ class Reach:
                 if case.find("failure") is not None or case.find("error") is not None:
                     failed.add(name)
         self.known = set(self.seconds)
+        self.seconds.default_factory = lambda: 2.0  # of a test that was written since
         for name in failed:
             print(f"fails without a mutant: {name}", file=sys.stderr)
             del self.seconds[name]
@@ -224,8 +225,10 @@ class Reach:
         own_file = f"tests/test_{Path(mutant.file).stem}.py"
         new = self._new_tests(own_file if (self.project / own_file).exists() else "tests/test_*.py")
         own = {name for name in names if name.startswith((own_file, mutant.file))} | new
-        if not names:  # only a process that was killed reached it, or no test did
-            own |= {name for name in self.seconds if name.startswith((own_file, "tests/test_project.py"))}
+        # What a process reached that was killed is not recorded, nor what is read as text.
+        anywhere = {test.split(" (")[0].split("[")[0] for tests in contexts.values() for test in tests}
+        own |= {name for name in self.seconds if name.startswith(own_file)} - (anywhere if names else set())
+        own |= set() if names else {name for name in self.seconds if name.startswith("tests/test_project.py")}
         return sorted(own, key=self.seconds.__getitem__), sorted(names - own, key=self.seconds.__getitem__)
 
     def _new_tests(self, pattern: str) -> set[str]:
@@ -328,7 +331,7 @@ def judge(mutant: Mutant, project: Path, reach: Reach, budget: float) -> dict[st
     try:
         path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.stop :])
         for tests in filter(None, (own, others)):
-            seconds = 30 + 3 * sum(reach.seconds[test] for test in tests)
+            seconds = 60 + 6 * sum(reach.seconds[test] for test in tests)
             _forget_bytecode(path)
             passed, by = passes(project, tests, seconds)
             if not passed:

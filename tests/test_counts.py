@@ -121,6 +121,13 @@ def test_tensorboard_shows_a_hostile_corpus_as_the_text_that_it_is():
     assert {line.strip() for line in text.splitlines() if line.startswith("    ")} <= shown
 
 
+def test_of_many_long_windows_five_are_shown_and_32_tokens_of_each():
+    windows = TokenWindows(np.zeros(82, np.int64), context_size=40, stride=1)
+    text = windows_as_text(Corpus(lambda ids: "x" * len(ids), windows))
+    assert "5 of 42 training windows, the first 32 of 40 tokens of each" in text
+    assert text.count("x") == 5 * 2 * 32, "inputs and targets"
+
+
 def test_no_label_of_gpt2_breaks_a_line_or_a_column():
     for token_id in range(50257):
         label = token_label(gpt2_tokenizer().decode, token_id)

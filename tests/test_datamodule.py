@@ -60,6 +60,18 @@ def fit(data: GPTDataModule, **options: Any) -> Trainer:
     return trainer
 
 
+@pytest.mark.parametrize(
+    ("pin_memory", "device", "is_pinned"),
+    [(None, "cpu", False), (None, "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
+def test_batches_are_copied_from_pinned_memory_to_a_gpu_or_if_asked_for(words, pin_memory, device, is_pinned):
+    data = made(words, pin_memory=pin_memory)
+    assert data.train_dataloader().pin_memory is bool(pin_memory), "without a trainer there is no device"
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.trainer.strategy._root_device = torch.device(device)
+    assert data.train_dataloader().pin_memory is is_pinned
+
+
 def test_the_ids_of_a_text_are_those_of_the_textbook():
     data = GPTDataModule()
     data.setup("fit")

@@ -30,6 +30,12 @@ def test_an_error_of_the_disk_ends_with_the_name_of_the_file(number: str) -> Non
     assert end.value.code == "error: logs/last.ckpt: it is full."
 
 
+def test_an_error_of_the_disk_without_a_file_ends_with_its_reason() -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages():
+        raise OSError(errno.ENOSPC, "it is full")
+    assert end.value.code == "error: it is full."
+
+
 CLEARS = "\x1b[2J"  # a terminal is wiped
 
 

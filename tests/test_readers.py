@@ -185,11 +185,13 @@ def test_two_ranges_give_a_text_of_many_line_ends_whichever_byte_is_between_them
         assert joined([*read_pieces(file, PLAIN, 0, border), *read_pieces(file, PLAIN, border)]) == expected
 
 
+CHARACTERS = [chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000]
+
+
 @pytest.mark.parametrize("cut_before", [" \r\n", " "])
 @pytest.mark.parametrize("gap", [" ", "\n", "\r", "\r\n", "\n ", "\t"])
 def test_bytes_are_cut_after_exactly_those_characters_after_which_text_is_cut(gap, cut_before):
-    characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
-    text = "".join(f"{character}{gap}" for character in characters)
+    text = gap.join([*CHARACTERS, ""])
     cut = re.sub(rf"(?<=\S)[{cut_before}]", "|", text)
     assert cut.encode() == re.sub(documents._gap(cut_before), b"|", text.encode())
 
@@ -449,13 +451,14 @@ def test_the_text_may_be_in_another_field(tmp_path):
         ('{"text": 1.5}', "the field 'text' must be a string and is number"),
     ],
 )
-def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(tmp_path, line, message):
+def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(monkeypatch, tmp_path, line, message):
+    monkeypatch.setattr(documents, "_PIECE", 1 << 10)
     path = tmp_path / "a.jsonl"
-    good = '{"text": "\u00e9"}\n\n' * 30_000
+    good = '{"text": "\u00e9"}\n\n' * 300
     path.write_text(good + line + "\n" + good, encoding="utf-8")
     [file] = find_files(path)
     for start in (0, len(good.encode()) - 100, len(good.encode())):
-        with pytest.raises(ValueError, match=r"a.jsonl, line 60001: ") as caught:
+        with pytest.raises(ValueError, match=r"a.jsonl, line 601: ") as caught:
             list(read_pieces(file, PLAIN, start))
         assert message in str(caught.value)
 

@@ -103,7 +103,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 def train(
     folder: Path,
     text: Path,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     break_in: int | None = None,
     interrupt: tuple[str, int] | None = None,
     again: int | None = None,
@@ -480,8 +480,23 @@ def test_the_best_checkpoint_is_found_by_a_trainer_in_python(tmp_path: Path, tex
     )
     trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data)
     trainer.test(ckpt_path="best", datamodule=data, verbose=False)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data, ckpt_path="best")
+    assert trainer.current_epoch == 2
     assert trainer.ckpt_path == checkpoint.best_model_path == str(tmp_path / "version_0/checkpoints/best.ckpt")
     assert checkpoint.last_model_path == str(tmp_path / "version_0/checkpoints/last.ckpt")
+
+
+def test_a_training_that_begins_anew_tells_of_the_checkpoint_that_it_replaces(
+    tmp_path: Path, text: Path, caplog: Any
+) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    train(tmp_path, text, last, max_epochs=2)
+    assert "former training" not in caplog.text
+    with pytest.warns(UserWarning, match="there is no last checkpoint available"):  # Lightning's own
+        train(tmp_path, text, "last", max_epochs=1)
+    assert f"{last} is of a former training and will be replaced" in caplog.text
 
 
 def test_the_best_checkpoint_survives_spawned_processes_and_is_not_that_of_another_run(

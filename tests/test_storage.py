@@ -244,3 +244,33 @@ def test_what_a_process_left_that_nobody_has_waited_for_is_deleted(tmp_path):
     with storage.lock():
         assert not list(tmp_path.glob("*.tmp"))
     assert process.wait() == -signal.SIGKILL
+
+
+def test_on_macos_bytes_leave_the_cache_of_the_disk_too(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    asked = []
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    with write_aside(tmp_path / "file") as file:
+        file.write(b"text")
+    assert asked == [51]
+
+
+def test_a_file_that_somebody_reads_where_that_forbids_it_is_replaced_once_they_have(tmp_path, monkeypatch):
+    replace, tries = os.replace, []
+
+    def in_use_twice(*paths: Path) -> None:
+        tries.append(paths)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "in use by another process")
+        replace(*paths)
+
+    monkeypatch.setattr("os.replace", in_use_twice)
+    with pytest.raises(PermissionError), write_aside(tmp_path / "file") as file:
+        file.write(b"at once, elsewhere")
+    tries.clear()
+    monkeypatch.setattr(storage_module, "_IN_USE_DELAYS", (0.01, 0.01))
+    with write_aside(tmp_path / "file") as file:
+        file.write(b"text")
+    assert (len(tries), (tmp_path / "file").read_bytes()) == (3, b"text")

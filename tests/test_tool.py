@@ -370,7 +370,8 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     assert as_json("cache") == {"directory": str(own_cache), "entries": []}
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(f"{name} word after another. " * 100)
-        subprocess.run([*TOOL, "info", f"{name}.txt"], check=True, capture_output=True, cwd=tmp_path)
+    code = "from gpt2_lit.cli.tool import main; main(['info', 'one.txt']); main(['info', 'two.txt'])"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)  # which ends its use
     told = as_json("cache")["entries"]
     assert [entry["source"] for entry in told] == ["two.txt", "one.txt"], "the last used first"
     for entry in told:
@@ -379,7 +380,7 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     name = Path(told[1]["path"]).name
     status, out, _ = tool("cache")
     assert status == 0
-    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d", out)
+    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d *\n", out)
     assert re.search(rf"{name} .* deleted\n", tool("cache", "--clear", name)[1])
     assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [Path(told[0]["path"]).name]
     status, _, err = tool("cache", "--clear", name)
@@ -566,12 +567,20 @@ def test_help_has_examples_and_needs_no_torch():
         code = f"import sys; from gpt2_lit.cli.tool import main\ntry: main({args!r})\n"
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "example" in done.stdout
         assert f"  gpt2-lit {args[0] if args and args[0] != '--help' else 'prepare'} " in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", [None, *_parser()[1]])
+def test_each_help_fits_into_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["gpt2-lit"])
+    parser, commands = _parser({"fit": "train"})
+    text = (commands[command] if command else parser).format_help()
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):

@@ -1,14 +1,16 @@
 import hashlib
+import os
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_token_store import END, SHARDS, read_all, write_store
 
-from gpt2_lit.store.manifest import Manifest, StoreError
+from gpt2_lit.store.manifest import WRONG_ENDS, Manifest, StoreError
 from gpt2_lit.store.prepare import Recipe, prepare
 from gpt2_lit.store.token_store import open_store
-from gpt2_lit.store.verify import _problem, checked_by, verify
+from gpt2_lit.store.verify import _File, _problem, checked_by, verify
 
 
 @pytest.fixture
@@ -70,7 +72,64 @@ def test_a_damaged_file_is_named_with_what_it_was_made_from(store):
 
 
 def test_a_file_that_cannot_be_read_has_a_problem(tmp_path):
-    assert _problem(str(tmp_path), 0, "", lambda num_bytes: None) == "cannot be read (Is a directory)"
+    assert _problem(str(tmp_path), _File("a", 0), lambda num_bytes: None) == "cannot be read (Is a directory)"
+
+
+def forge(store: Path, field: str, values: np.ndarray) -> Path:
+    """Write other values to a file of the first shard, with right checksums, as somebody may who makes a store."""
+    manifest = Manifest.load(store)
+    file = store / getattr(manifest.shards[0], f"{field}_file")
+    file.write_bytes(values.tobytes())
+    forged = manifest.shards[0]._replace(**{f"{field}_crc32": zlib.crc32(values.tobytes())})
+    (store / forged.receipt_file).write_bytes(forged.dumps())
+    (store / "manifest.json").write_bytes(manifest._replace(shards=[forged, *manifest.shards[1:]]).dumps())
+    return file
+
+
+@pytest.mark.parametrize("ends", [[4, 0], [-1, 4], [4, 4], [4, 1 << 40], [0, 4]])
+def test_document_ends_that_cannot_be_are_damage_whatever_their_checksum(store, ends):
+    assert open_store(store).document_ends(0, 5).tolist() == [4]
+    file = forge(store, "documents", np.array(ends, "<i8"))
+    [damage] = verify(store)
+    assert (damage.file, damage.problem) == (str(file), WRONG_ENDS)
+    with pytest.raises(StoreError, match=f"{file} has document ends that do not ascend"):
+        open_store(store).document_ends(0, 5)
+    with pytest.raises(StoreError, match=f"{file} has document ends that do not ascend"):
+        open_store(store).nearest_document_end(2, 1)
+
+
+def test_an_id_above_the_vocabulary_is_damage_whatever_its_checksum(store):
+    ids = np.fromfile(store / f"tokens-{0:016x}.bin", "<u2")
+    file = forge(store, "tokens", np.where(ids == 2, 50257, ids).astype("<u2"))
+    [damage] = verify(store)
+    assert (damage.file, damage.problem) == (str(file), "has the id 50257, and its vocabulary ends at 50256")
+
+
+@pytest.mark.parametrize("name", ["tokens-{:016x}.bin", "documents-{:016x}.bin"])
+def test_a_link_out_of_a_store_is_not_followed_and_one_within_it_is(store, tmp_path, name):
+    file = store / name.format(0)
+    file.rename(store / "inside")
+    file.symlink_to("inside")
+    assert read_all(open_store(store)) == read_all(open_store(store, check=True))
+    (store / "inside").rename(tmp_path / "outside")
+    file.unlink()
+    file.symlink_to(tmp_path / "outside")
+    for check in (False, True):
+        with pytest.raises(StoreError, match=rf"{file} is a link that leads out of the store \(cp -rL"):
+            open_store(store, check)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.timeout(60)
+def test_a_pipe_in_a_store_is_not_waited_for(store):
+    for file in sorted(file for file in store.iterdir() if file.stat().st_size):
+        whole = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(StoreError):
+            raise_damage(store)
+        file.unlink()
+        file.write_bytes(whole)
 
 
 def test_a_change_by_somebody_who_mends_the_crc_is_found_by_sha256(tmp_path):

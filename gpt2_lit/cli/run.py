@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
-from gpt2_lit.errors import FileError, InvalidValue, MissingFile
+from gpt2_lit.errors import FileError, InvalidValue, MissingFile, without_secrets
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
 from gpt2_lit.store.storage import put_in_place, sync_directory
+from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
+_LOG = getLogger(__name__)
 
 
 class RunLogger(TensorBoardLogger):
@@ -89,6 +92,8 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # without these, the same options start another run
         config.trust_run = config.ignore_run_config = False
+        for name in ("source", "val_source", "test_source"):
+            config.data[name] = _kept(config.data[name])
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
         with _whole(path) as aside:
@@ -105,6 +110,13 @@ class SaveRunConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.discard()
+
+
+def _kept(source: Any) -> Any:
+    """A source, or several, as config.yaml keeps them: without passwords and tokens of URLs."""
+    if isinstance(source, list | tuple):
+        return [_kept(one) for one in source]
+    return without_secrets(source) if isinstance(source, str) and is_url(source) else source
 
 
 class RunCheckpoint(Checkpoint):
@@ -159,6 +171,8 @@ class RunCheckpoint(Checkpoint):
         self._restore_random_states()
         if trainer.global_step:  # resumed
             self._name_files(["best.ckpt", "last.ckpt"])
+        elif trainer.is_global_zero:
+            self._tell_of_former_run()
         if self.directory:
             self._signals.take(trainer)
 
@@ -243,6 +257,14 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
+
+    def _tell_of_former_run(self) -> None:
+        """Python's ``ckpt_path="last"`` finds what ModelCheckpoint wrote, and nothing here."""
+        if self.directory and (last := self.directory / "last.ckpt").exists():
+            _LOG.warning(
+                f"{last} is of a former training and will be replaced: this one begins anew. To resume that one, give "
+                f'its path: ckpt_path="{last}".'
+            )
 
     def _save_if_due(self, trainer: Trainer) -> None:
         self._stopping = self._signals.stop_is_wanted(trainer)

@@ -205,8 +205,8 @@ def preview(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """compare a store with its checksums
 
-    Reads all of it. Exit status 1 if a file is damaged; it is named, with what it was
-    made from and how to mend it.
+    Reads all of it. Exit status 1 if a file is damaged; it is named, with what it
+    was made from and how to mend it.
 
     example:
       gpt2-lit verify tokens
@@ -234,12 +234,12 @@ def plan(options: argparse.Namespace) -> None:
     """tell which windows each process trains on at a step
 
     A window is named by its number in reading order. Steps count from 0, over all
-    epochs; accumulated batches count one by one. The worker is that of a training which
-    was not stopped within the epoch.
+    epochs; accumulated batches count one by one. The worker is that of a training
+    which was not stopped within the epoch.
 
     examples:
-      gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000 --batch-size 16
-      gpt2-lit plan tokens --step 1000 --show    their documents, files and bytes, too
+      gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000
+      gpt2-lit plan tokens --step 1000 --show     documents, files and bytes, too
     """
     data, _, _ = _data(options)
     shares = []
@@ -353,7 +353,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def init(options: argparse.Namespace) -> None:
-    """put configs and an example backbone into a directory, and overwrite nothing
+    """put configs and examples into a directory, and overwrite nothing
 
     example:
       gpt2-lit init my_gpt && cd my_gpt && gpt2-lit fit --config configs/tiny.yaml
@@ -372,7 +372,8 @@ def init(options: argparse.Namespace) -> None:
 def cache(options: argparse.Namespace) -> None:
     """list what is kept of encoded texts, or delete it
 
-    A text that is trained on is encoded once and kept. What a process uses is not deleted.
+    A text that is trained on is encoded once and kept. What a process uses is not
+    deleted.
 
     examples:
       gpt2-lit cache
@@ -428,7 +429,13 @@ def _options_of_run(directory: str | None) -> dict[str, Any] | None:
 
     try:
         return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
-    except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
+    except (
+        yaml.YAMLError,
+        TypeError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ):  # texts beside somebody else's config.yaml
         return None
 
 
@@ -574,11 +581,11 @@ def _parser(trainings: Mapping[str, str] = {}) -> tuple[_Parser, dict[str, _Pars
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  gpt2-lit prepare corpus/ tokens         encode a directory of texts, once, with all cores
-  gpt2-lit info tokens                    documents, tokens, splits, the most frequent tokens
-  gpt2-lit preview tokens                 the first windows of a training on it
-  gpt2-lit verify tokens                  compare it with its checksums
-  gpt2-lit fit --data.source tokens       train on it
+  gpt2-lit prepare corpus/ tokens      encode a directory of texts, once
+  gpt2-lit info tokens                 documents, tokens, the most frequent ones
+  gpt2-lit preview tokens              the first windows of a training on it
+  gpt2-lit verify tokens               compare it with its checksums
+  gpt2-lit fit --data.source tokens    train on it
 
 The options of a command:  gpt2-lit COMMAND --help
 """,

@@ -39,7 +39,8 @@ class GPTDataModule(LightningDataModule):
             .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
             and llm.c write them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
-            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
+            path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or any object with encode,
+            decode and n_vocab.
         context_size: Length of a window, in tokens.
         stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.
@@ -107,7 +108,8 @@ class GPTDataModule(LightningDataModule):
         _check_shares(val_fraction, cache_size, shuffle)
         self.context_size = whole_number("context_size", context_size)
         self.stride = self.context_size if stride is None else whole_number("stride", stride)
-        self.batch_size = whole_number("batch_size", batch_size)
+        self._progress_of_last_fit: Progress | None = None
+        self.batch_size = batch_size
         self.num_workers = whole_number("num_workers", num_workers, least=0)
         self.seed = whole_number("seed", seed, least=-(2**63), most=2**63 - 1)
         self.source = Source.of(source)
@@ -133,7 +135,6 @@ class GPTDataModule(LightningDataModule):
         self.train_dataset: TokenWindows | None = None
         self.val_dataset: TokenWindows | None = None
         self.test_dataset: TokenWindows | None = None
-        self._progress_of_last_fit: Progress | None = None
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
     @classmethod
@@ -155,6 +156,18 @@ class GPTDataModule(LightningDataModule):
         data = cls(**options)
         data.source = Source.of_texts(text)
         return data
+
+    @property
+    def batch_size(self) -> int:
+        """Windows in a batch, for each process. It may change in a training, as Lightning's BatchSizeFinder does."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        batch_size = whole_number("batch_size", batch_size)
+        if self._progress:
+            self._progress.resize(batch_size)
+        self._batch_size = batch_size
 
     @property
     def vocab_size(self) -> int:

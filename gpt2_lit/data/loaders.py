@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
 from gpt2_lit.errors import InvalidValue
-from gpt2_lit.store.workers import inherited, signal_blocked
+from gpt2_lit.store.workers import inherited, signals_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
 
@@ -29,9 +28,9 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
             # First, as the other starts a process: none imports a file of the working directory.
-            # BLAS starts threads on import, before a worker can block SIGTERM itself; where it cannot, it obeys.
-            blocks_sigterm = hasattr(signal, "sigtimedwait")
-            with inherited(PYTHONSAFEPATH="1"), signal_blocked(signal.SIGTERM) if blocks_sigterm else nullcontext():
+            # Signals may come before a worker is ready for them, and BLAS starts threads on import.
+            obeys = not hasattr(signal, "sigtimedwait")  # SIGTERM, as it cannot tell who sent it
+            with inherited(PYTHONSAFEPATH="1"), signals_blocked(signal.SIGINT, *() if obeys else [signal.SIGTERM]):
                 return super().__iter__()
         if self.pin_memory:
             return super().__iter__()

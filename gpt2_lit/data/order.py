@@ -177,7 +177,6 @@ class WindowSampler(DistributedSampler):
         position: Called at the start of each pass, which begins there. None begins pass number k at epoch k.
     """
 
-    # A DistributedSampler, so that Lightning does not wrap it in its own, which repeats windows to fill the last batch.
     def __init__(
         self,
         num_windows: int,
@@ -197,8 +196,12 @@ class WindowSampler(DistributedSampler):
         self.leave_out(LeftOut())
         self.num_windows = num_windows
         self.batch_size = batch_size
-        self.global_batch = batch_size * world_size
         self.position = position
+
+    @property
+    def global_batch(self) -> int:
+        """Windows that all processes together take at a time."""
+        return self.batch_size * self.num_replicas
 
     def leave_out(self, left_out: LeftOut) -> None:
         """Take only the others from now on."""

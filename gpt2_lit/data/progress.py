@@ -47,6 +47,17 @@ class Progress(Callback):
         counts = {"epoch": epoch, "window": window, "batches": batches, "global_batch": self.sampler.global_batch}
         return counts | self.identity | ({"skip": self.skip.state()} if self.skip.entries else {})
 
+    def resize(self, batch_size: int) -> None:
+        """Continue from here with batches of another size."""
+        state, former = self.state(), self.sampler.batch_size
+        self.sampler.batch_size = batch_size
+        try:
+            self.sampler.check_batches()
+        except InvalidValue:
+            self.sampler.batch_size = former
+            raise
+        self._restored = state | {"global_batch": self.sampler.global_batch}
+
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
 

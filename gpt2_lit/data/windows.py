@@ -42,7 +42,7 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
     A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
-        tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
+        tokens: A store, or an array of shape (N,), in reading order.
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring windows, in tokens.
         ranges: Where windows are cut; none crosses the border of a range or of a store's segment. None is everywhere.

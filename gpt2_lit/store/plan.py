@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gpt2_lit.errors import without_secrets
 from gpt2_lit.store.manifest import FORMAT_VERSION
-from gpt2_lit.text.files import SourceFile, is_url
+from gpt2_lit.text.files import SourceFile, is_url, portable
 from gpt2_lit.text.readers import TextOptions, can_be_cut
 from gpt2_lit.text.tokenizer import Tokenizer, make_tokenizer
 
@@ -130,7 +130,7 @@ def choose_shard_bytes(files: Sequence[SourceFile], former: int | None) -> int:
 def absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
     """The same files from whatever directory they were named."""
     files = [file if is_url(file.path) else file._replace(path=os.path.abspath(file.path)) for file in files]
-    return sorted(files, key=lambda file: file.path)
+    return sorted(files, key=lambda file: portable(file.path))
 
 
 def _chance(path: str) -> float:

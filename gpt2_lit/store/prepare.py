@@ -46,8 +46,8 @@ def prepare(
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
-    It may be stopped at any time, in any way: the next call resumes, and ends with the same bytes. Of several calls at
-    a time for one store, one works and the others wait for it.
+    It may be stopped at any time: the next call resumes, and ends with the same bytes. Of several at a time for one
+    store, one works and the others wait for it.
 
     Args:
         source: What :meth:`Source.of` takes.
@@ -56,9 +56,6 @@ def prepare(
             of each shard keeps having it, whatever ``recipe.sha256`` says.
         num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
-
-    Raises:
-        OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
     recipe = recipe or Recipe()
     files, report = Source.of(source).look()

@@ -7,6 +7,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -26,6 +27,7 @@ _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
 # NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
 _ASIDE = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
+_IN_USE_DELAYS = (0.05, 0.2, 1, 2) if os.name == "nt" else ()  # seconds
 _SMALL_FILE = 1 << 20  # bytes that are written without asking what is left
 _LEFT_BYTES, _LEFT_SHARE = 1 << 30, 0.05  # of a disk: the smaller of both stays free
 _OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
@@ -90,7 +92,8 @@ class LocalStorage:
         return sizes
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with open_to_read(self.path / name) as file:
+            return file.read()
 
     @contextmanager
     def put(self, name: str, *, commit: bool = False) -> Iterator[BinaryIO]:
@@ -166,6 +169,17 @@ class LocalStorage:
             ) from None
 
 
+def open_to_read(path: str | Path) -> BinaryIO:
+    """A file's bytes; of a pipe, which would wait for somebody to write, none."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def leads_out(path: str) -> bool:
+    """Whether a file is a link to one in another directory."""
+    directory = os.path.dirname(path)
+    return os.path.islink(path) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(directory)
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that replaces ``path`` after the block, or goes if there was an error."""
@@ -201,11 +215,11 @@ def put_in_place(aside: Path, path: Path) -> Iterator[None]:
         yield
         _sync(aside)
         if path.exists() and (path.is_dir() or aside.is_dir()):  # which no rename replaces
-            os.replace(path, former)
-        os.replace(aside, path)
+            _rename(path, former)
+        _rename(aside, path)
     except BaseException:
         if former.exists():
-            os.replace(former, path)
+            _rename(former, path)
         _remove(aside)
         raise
     with suppress(OSError):  # in use, where that forbids it
@@ -220,11 +234,30 @@ def _sync(path: Path) -> None:
     """Let the bytes of a file, or of all files below a directory, reach the disk."""
     if not path.is_dir():
         with open(path, "rb+") as file:
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         return
     for entry in path.iterdir():
         _sync(entry)
     sync_directory(path)
+
+
+def _flush(descriptor: int) -> None:
+    """Let bytes reach the disk: on macOS fsync alone leaves them in the disk's own cache."""
+    os.fsync(descriptor)
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # which disks of a network do not have
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Put a file in the place of another, which on Windows fails while somebody, such as a virus scanner, reads it."""
+    for delay in _IN_USE_DELAYS:
+        with suppress(PermissionError):
+            return os.replace(path, target)
+        time.sleep(delay)
+    return os.replace(path, target)
 
 
 def sync_directory(path: Path) -> None:
@@ -232,7 +265,7 @@ def sync_directory(path: Path) -> None:
     if os.name == "posix":  # elsewhere a directory cannot be opened
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _flush(descriptor)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network file systems say that they have none
                 raise

@@ -83,13 +83,9 @@ def share_out(
     encode: Callable[[ShardPlan], Encoded],
     on_shard: Callable[[ShardPlan, Encoded], object] = lambda plan, encoded: None,
 ) -> list[Encoded]:
-    """Have an executor make the shards, in any order. At the first error it is for its owner to shut it down.
+    """Have any executor make the shards, in any order, by :func:`encode_shard` with its other arguments.
 
-    Args:
-        plans: What to make.
-        executor: Of threads, of processes, of a cluster.
-        encode: :func:`encode_shard` with its other arguments, picklable where the executor needs it.
-        on_shard: Called for each shard when it is finished.
+    At the first error it is for the executor's owner to shut it down.
     """
     futures = {executor.submit(encode, plan): plan for plan in plans}
     for future in as_completed(futures):
@@ -143,20 +139,20 @@ def _process_pool(num_processes: int) -> Executor:
 
     # No file of the working directory is imported, and no process replaced because its memory grows. Ctrl-C reaches
     # every process of a terminal; the parent stops the workers, also those that are starting.
-    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), signal_blocked(signal.SIGINT):
+    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), signals_blocked(signal.SIGINT):
         executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
         executor.submit(int)  # starts all processes
     return executor
 
 
 @contextmanager
-def signal_blocked(number: int) -> Iterator[None]:
-    """Processes that are started within this block have a signal blocked, in all their threads."""
+def signals_blocked(*numbers: int) -> Iterator[None]:
+    """Processes that are started within this block have these signals blocked, in all their threads."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
     resource_tracker.ensure_running()  # which would end the blocking
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

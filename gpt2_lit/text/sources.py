@@ -18,9 +18,11 @@ from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
     filesystem_of,
+    identity,
     is_http,
     is_url,
     local_file,
+    portable,
     remote_file,
     unreadable,
     web_file,
@@ -126,13 +128,14 @@ class Source:
             files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
         # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
         named: dict[str, SourceFile] = {}
-        for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
-            named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
-        files = list(named.values())
+        for file in sorted(files, key=lambda file: portable(file.path)):
+            named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
+        num_repeated, files = len(files) - len(named), list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
-        is_told = passed_over or any(file.path not in by_name for file in files)
-        return files, shown(_report(files, passed_over)) if is_told else ""
+        is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
+        repeated = f"; {num_repeated:,} named more than once and read once" if num_repeated else ""
+        return files, shown(_report(files, passed_over) + repeated) if is_told else ""
 
     def looked_up(self) -> "Source":
         """The same, which stands for the files that there are now, however often it is asked."""
@@ -169,15 +172,15 @@ def _without_caches(paths: list[str], chosen: list[str], read: Callable[[str], b
     for path in paths:
         directory, name = os.path.split(path)
         if name == "dataset_dict.json":
-            splits = _json_object(read(path)).get("splits", [])
+            splits = _strings(_json_object(read(path)).get("splits"))
             if len(splits) > 1:
                 raise InvalidValue(
                     f"data.source: {directory} is a dataset of several splits ({', '.join(splits)}), which should not "
                     f"get mixed. Name the one to read: {directory}/{splits[0]}"
                 )
-        elif name == "state.json" and "_data_files" in (state := _json_object(read(path))):
+        elif name == "state.json" and (files := _names_of_files(state := _json_object(read(path)))):
             # What datasets caches lies in the same directory, with the same extension.
-            parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
+            parts = {path.removesuffix(name) + file for file in files}
             if missing := parts.difference(paths):
                 raise InvalidValue(f"data.source: the dataset {directory} lacks its file {min(missing)}. Copy it anew.")
             if state.get("_indices_data_files"):  # of versions of 2020; the rows are not those of the dataset
@@ -293,9 +296,21 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     """What is in a file that may be another program's of the same name: then nothing."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _names_of_files(state: dict[str, Any]) -> list[str]:
+    """The files of a saved dataset; none if it is another program's state."""
+    files = state.get("_data_files")
+    files = files if isinstance(files, list) else []
+    return _strings([file.get("filename") if isinstance(file, dict) else None for file in files])
+
+
+def _strings(values: Any) -> list[str]:
+    """A list of strings; of anything else none."""
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
 
 
 _NOTHING_TO_READ = (
@@ -309,7 +324,9 @@ def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
         if os.path.isdir(name):
             paths = _below(name, passed_over)
             if not paths:
-                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+                hidden = sum(map(_is_hidden, passed_over))
+                count = f" Hidden ones ({hidden:,}) are left out." if hidden else ""
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}{count}")
         elif os.path.exists(name):
             paths = [name]
         else:
@@ -394,8 +411,8 @@ def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[s
     seen, links = set(), [top]
     for start in links:
         for parent, names, files in os.walk(start, onerror=stop):
-            place = os.path.realpath(parent)
-            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+            place = identity(parent)
+            if place in seen or (start != top and identity(top).startswith(os.path.join(place, ""))):
                 names.clear()
                 continue
             seen.add(place)
@@ -419,10 +436,14 @@ def _check_readable(files: list[SourceFile]) -> None:
                 needed.setdefault((takes.package, takes.extra), file.path)
     for (package, extra), path in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"data.source: to read {path} takes {package}, which is not installed. "
-                f"Install it by: pip install 'gpt2-lit[{extra}]'"
-            )
+            raise _missing_package(path, package, extra)
+
+
+def _missing_package(path: str, package: str, extra: str) -> MissingPackage:
+    return MissingPackage(
+        f"data.source: to read {path} takes {package}, which is not installed. Install it by: pip install "
+        f"'gpt2-lit[{extra}]'"
+    )
 
 
 def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:
