@@ -43,7 +43,7 @@ def batches_by_hand(sampler: WindowSampler, left_out: LeftOut, epochs: int) -> l
 
 
 @given(windows_left_out, st.lists(stretch, max_size=3), st.sampled_from(["global", "block", False]), st.integers(1, 4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_the_order_without_what_is_left_out_is_the_order_with_it_but_for_that(left_out, stretches, shuffle, batch_size):
     left_out = LeftOut(np.unique(np.array(left_out, np.int64)), tuple(stretches))
     sampler = WindowSampler(W, batch_size, seed=5, shuffle=shuffle)
@@ -52,7 +52,7 @@ def test_the_order_without_what_is_left_out_is_the_order_with_it_but_for_that(le
     assert len(sampler) == (W - len(left_out.windows)) // batch_size
     if not expected:
         return
-    for number in range(min(len(expected), 3 * len(sampler))):
+    for number in range(0, min(len(expected), 3 * len(sampler)), 2):
         epoch, _, windows = expected[number]
         position, found = sampler.next_batch(sampler.after(Position(0, 0), number))
         assert (position.epoch, found.tolist()) == (epoch, windows)
