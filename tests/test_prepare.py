@@ -793,6 +793,13 @@ def test_ends_of_text_in_a_text_are_told_and_a_separator_makes_documents_of_it(t
     assert gpt2_tokenizer().decode(first) == "Story 0 is short.<|endoftext|>"
 
 
+@pytest.mark.parametrize(("separator", "told"), [("###", "'###' made 1 document of 1 text: is it in them?"), ("b", "")])
+def test_a_separator_that_is_in_no_text_is_told(tmp_path, caplog, separator, told):
+    (tmp_path / "a.txt").write_text("a b c")
+    prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(TextOptions(document_separator=separator)))
+    assert (told in caplog.text) if told else not caplog.text
+
+
 def test_a_text_that_cannot_be_encoded_is_named(tmp_path):
     class Broken:
         n_vocab, eot_token, fingerprint = 10, 9, "broken"

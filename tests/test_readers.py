@@ -823,10 +823,27 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
     [
         ("text of two bytes".encode("utf-16-le"), "NUL, as in UTF-16.*iconv -f UTF-16LE"),
         ("text of two bytes".encode("utf-16-be"), "NUL, as in UTF-16.*iconv -f UTF-16BE"),
+        ("text of four bytes".encode("utf-32-le"), "NUL, as in UTF-32.*iconv -f UTF-32LE"),
+        ("text of four bytes".encode("utf-32-be"), "NUL, as in UTF-32.*iconv -f UTF-32BE"),
+        (b"\xff\xfe\0\0" + "text".encode("utf-32-le"), "is not UTF-8.*iconv -f UTF-32 "),
+        (b"\0\0\xfe\xff" + "text".encode("utf-32-be"), "NUL, as in UTF-32"),
+        ("soft\u00adhyphens and \U0001f600".encode("utf-16-le") * 30, "iconv -f UTF-16LE"),
+        (b"\1\0\2\0\3\0 binary", "is not a text: it has a NUL byte"),
+        (b"binary \x90\x01\x02", "is not a text: it has the byte 0x01 at offset 8"),
+        (b"\x1b$B%F%9%H\x1b(B", "is in ISO-2022-JP"),
         (b"a text, then \0 binary", "is not a text: it has a NUL byte at offset 13"),
         (b"%PDF-1.7 text", "is a PDF. .*pdftotext"),
         (b"PK\x03\x04 text", "is a zip archive"),
-        (gzip.compress(b"text"), r"is gzip. Let its name end in .gz"),
+        (b"PK\x05\x06".ljust(22, b"\0"), "is a zip archive"),
+        (b"Rar!\x1a\x07\1\0", "is a RAR archive"),
+        (b"\x04\x22\x4d\x18 text", "is lz4"),
+        (b"\x1f\x9d text", "is packed by compress"),
+        (b"%!PS-Adobe-3.0\n", "is PostScript"),
+        (b"Obj\1\4\x14avro", "is Avro"),
+        (b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        (b"/annex/objects/SHA256E-s3--aa\n", "is a pointer of git-annex"),
+        (b"# xet version 0\n", "is a pointer of Xet"),
+        (gzip.compress(b"text"), r"is gzip. (Let its name end in .gz|It is packed twice)"),
         (b"\x28\xb5\x2f\xfd text", "is zstd"),
         (b"BZh91AY&SY text", "is bzip2"),
         (b"\xfd7zXZ\0 text", "is xz"),
@@ -845,6 +862,10 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a file of Office"),
         (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
         (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
+        (b"<?xml version='1.0'?>\n<!DOCTYPE html PUBLIC ''>", "is a web page"),
+        (b"<!-- saved -->\n<head><title>", "is a web page"),
+        (b'<pre>\n<a href="..">..</a>', "is a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "is an answer of a web server"),
     ],
 )
 @pytest.mark.parametrize("name", ["book.txt", "book.jsonl", "book.csv", "book", "book.txt.gz"])
@@ -865,11 +886,44 @@ def test_a_text_about_these_is_one(tmp_path):
         "MZ begins a program",
         "x" * 257 + "ustar",
         "version https://example.org",
+        "<!-- a comment --> of a text",
+        "<?xml version='1.0'?><poem>",
+        "%! and ORC and Obj",
+        "\x1b[31mred",
     ):
         (tmp_path / "text.txt").write_text(text)
         assert read(tmp_path / "text.txt") == [text]
     (tmp_path / "page.html").write_text("<html>")
     assert read(tmp_path / "page.html") == ["<html>"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.parquet", "a.arrow"])
+def test_a_page_or_a_pointer_under_another_name_is_named(tmp_path, name):
+    pytest.importorskip("pyarrow")
+    for content, message in (
+        (b"version https://git-lfs.github.com/spec/v1\n", f"{name} is a Git LFS pointer, not the file itself"),
+        (b"<!doctype html>", f"{name} is a web page"),
+        (b"a text", f"{name} is not a whole"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
+
+
+def test_what_is_packed_twice_is_told(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
+    with pytest.raises(ValueError, match=r"a.txt.gz is gzip. It is packed twice: unpack it once"):
+        read(tmp_path / "a.txt.gz")
+
+
+def test_a_column_that_is_there_twice_and_an_empty_separator_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has several columns 'text'"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="document_separator must not be empty"):
+        TextOptions(document_separator="").checked()
 
 
 @pytest.mark.parametrize("padding", [1, 512, 5000])

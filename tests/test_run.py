@@ -3,6 +3,7 @@ import errno
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -446,6 +447,27 @@ def test_a_checkpoint_needs_no_directory_for_temporary_files(tmp_path: Path, tex
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
     train(tmp_path, text, max_epochs=1)
     assert torch.load(tmp_path / "version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size stands for a full disk")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_curves_that_cannot_be_written_end_a_run_by_an_error_that_names_them(tmp_path: Path, text: Path) -> None:
+    import resource
+
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(
+            FileError, match=r"the curves in .*version_0 cannot be written \(File too large\). Make room"
+        ):
+            train(tmp_path, text, last, max_epochs=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob("*.tmp"))
+    train(tmp_path, text, last, max_epochs=2)
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * EPOCH
 
 
 def test_runs_that_start_together_get_a_directory_each(tmp_path: Path) -> None:

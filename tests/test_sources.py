@@ -543,3 +543,40 @@ def test_json_of_another_form_beside_texts_is_another_programs(tmp_path, name, c
     (tmp_path / name).write_text(content)
     (tmp_path / "a.txt").write_text("text")
     assert [Path(file.path).name for file in find_files(tmp_path)] == ["a.txt"]
+
+
+def test_a_file_that_has_two_names_by_a_hard_link_is_read_once(tmp_path):
+    (tmp_path / "b.txt").write_text("text")
+    os.link(tmp_path / "b.txt", tmp_path / "a.txt")
+    (tmp_path / "c.txt").write_text("text")  # another one, of equal content
+    assert [Path(file.path).name for file in Source.of(tmp_path).find_files()] == ["a.txt", "c.txt"]
+
+
+def test_a_text_beside_itself_packed_is_refused(tmp_path):
+    for name in ("a.txt", "a.txt.gz", "b.txt.zst"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match=r"a.txt and .*a.txt.gz are probably one text, packed and unpacked"):
+        Source.of(tmp_path).find_files()
+    assert len(Source.of([tmp_path / "a.txt", tmp_path / "a.txt.gz"]).find_files()) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_in_a_directory_is_passed_over_and_told(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "b.txt")
+    files, report = Source.of(tmp_path).look()
+    assert len(files) == 1
+    assert "passed over: 1 .txt" in report
+
+
+@pytest.mark.parametrize("several", [{"a.txt"}, frozenset(["a.txt"]), {"a.txt": 1}, {"a.txt": 1}.keys()], ids=repr)
+@pytest.mark.parametrize("of", [Source.of, Source.of_texts])
+def test_what_has_no_order_is_refused(several, of):
+    with pytest.raises(TypeError, match=r"must be a list, got a (set|frozenset|dict|dict_keys)\. Make a list"):
+        of(several)
+
+
+@pytest.mark.parametrize("of", [Source.of, Source.of_texts])
+def test_an_open_file_is_refused(of):
+    with open(__file__) as file, pytest.raises(TypeError, match="got an open file"):
+        of(file)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -290,6 +291,15 @@ def age(place: Path, days: int) -> None:
         os.close(_HELD.pop(place))
     at = time.time() - days * 24 * 3600
     os.utime(place / ".last_use", (at, at))
+
+
+def test_a_store_that_somebody_works_on_is_neither_removed_nor_waited_for(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        with LocalStorage(tmp_path / "store").lock():
+            (tmp_path / "store" / LAST_USE).touch()
+            removed = pool.submit(last_use.remove, tmp_path / "store")
+            wait([removed], timeout=1)
+        assert not removed.result()
 
 
 def test_the_cache_lists_what_it_holds_the_last_used_first(cache, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
-from gpt2_lit.errors import FileError, InvalidValue, MissingFile, without_secrets
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue, MissingFile, without_secrets
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
 from gpt2_lit.store.storage import put_in_place, sync_directory
 from gpt2_lit.text.files import is_url
@@ -51,6 +51,30 @@ class RunLogger(TensorBoardLogger):
             self._number = _claim_number(Path(self.root_dir))
             self._made = True
         return self._number
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, whose errors name the directory; a dummy but on rank 0."""
+        writer = super().experiment
+        events = getattr(writer, "file_writer", None)
+        for name in ("add_event", "flush", "close"):
+            if events is not None and name not in vars(events):
+                vars(events)[name] = self._explained(getattr(events, name))
+        return writer
+
+    def _explained(self, write: Callable[..., None]) -> Callable[..., None]:
+        def explained(*args: Any, **options: Any) -> None:
+            try:
+                write(*args, **options)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS or isinstance(error, FileError):
+                    raise
+                raise FileError(
+                    f"the curves in {self.log_dir} cannot be written ({error.strerror}). Make room and resume from the "
+                    "last checkpoint, or set trainer.logger.save_dir to another disk."
+                ) from error
+
+        return explained
 
     def discard(self) -> None:
         """Delete the directory of a run that came to nothing, if this logger has made it."""

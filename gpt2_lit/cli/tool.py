@@ -127,7 +127,7 @@ def info(options: argparse.Namespace) -> None:
             "bytes of text": store.num_bytes,
             "bytes a token": round(store.num_bytes / max(len(store), 1), 2),
         }
-    counts = token_counts(dataset, data.vocab_size)
+    counts = token_counts(dataset, data.vocab_size, tokenizer=data.tokenizer.name)
     counted = int(counts.sum())
     frequent = [
         {"id": token, "text": data.tokenizer.decode([token]), "count": int(counts[token])}
@@ -177,7 +177,9 @@ def preview(options: argparse.Namespace) -> None:
         epoch, windows, _ = _share(data, step)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
-            input_ids, target_ids = (checked(ids.numpy(), data.vocab_size).tolist() for ids in batch[:2])
+            input_ids, target_ids = (
+                checked(ids.numpy(), data.vocab_size, data.tokenizer.name).tolist() for ids in batch[:2]
+            )
             found.append(
                 {"step": step, "epoch": epoch, "window": window, "input_ids": input_ids, "target_ids": target_ids}
             )

@@ -1,5 +1,6 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -16,8 +17,8 @@ from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows, whole_number
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
@@ -105,7 +106,10 @@ class GPTDataModule(LightningDataModule):
         skip: str | None = None,
     ) -> None:
         super().__init__()
-        _check_shares(val_fraction, cache_size, shuffle)
+        self.val_fraction = real_number("val_fraction", val_fraction)
+        self.cache_size = real_number("cache_size", cache_size)
+        _check_shares(self.val_fraction, self.cache_size)
+        self.shuffle: Shuffle = _shuffle(shuffle)
         self.context_size = whole_number("context_size", context_size)
         self.stride = self.context_size if stride is None else whole_number("stride", stride)
         self._progress_of_last_fit: Progress | None = None
@@ -115,17 +119,13 @@ class GPTDataModule(LightningDataModule):
         self.source = Source.of(source)
         self.val_source = None if val_source is None else Source.of(val_source)
         self.test_source = None if test_source is None else Source.of(test_source)
-        self.val_fraction = float(val_fraction)
-        self.shuffle: Shuffle = shuffle if isinstance(shuffle, str) else "global" if shuffle else False
-        self.drop_last = bool(drop_last)
-        self.pin_memory = pin_memory
-        self.document_ids = bool(document_ids)
+        self.drop_last = true_or_false("drop_last", drop_last)
+        self.pin_memory = None if pin_memory is None else true_or_false("pin_memory", pin_memory)
+        self.document_ids = true_or_false("document_ids", document_ids)
         self.cache_dir = expanded(cache_dir) if cache_dir else default_directory()
-        self.cache_size = float(cache_size)
-        self.check = bool(check)
+        self.check = true_or_false("check", check)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.skip = parse_skip(skip)
-        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
-        self.text_options.check()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -344,7 +344,9 @@ class GPTDataModule(LightningDataModule):
     @property
     def _cache(self) -> TokenCache:
         recipe = Recipe(self.text_options, self.tokenizer)
-        return TokenCache(self.cache_dir, recipe, self.token_dtype, max_bytes=int(1e9 * self.cache_size))
+        return TokenCache(
+            self.cache_dir, recipe, self.token_dtype, max_bytes=int(min(1e9 * self.cache_size, sys.maxsize))
+        )
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
@@ -445,13 +447,20 @@ def _split_line(dataset: TokenWindows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
 
 
-def _check_shares(val_fraction: float, cache_size: float, shuffle: Shuffle) -> None:
+def _shuffle(shuffle: Any) -> Shuffle:
+    if isinstance(shuffle, str) and shuffle in ("global", "block"):
+        return shuffle
+    try:
+        return "global" if true_or_false("shuffle", shuffle) else False
+    except InvalidType:
+        raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.") from None
+
+
+def _check_shares(val_fraction: float, cache_size: float) -> None:
     if not 0 <= val_fraction < 1:
         raise InvalidValue(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
     if not cache_size >= 0:
         raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
-    if shuffle not in ("global", "block", True, False):
-        raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
 
 
 def _contaminated(name: str, file: str, in_source: str) -> InvalidValue:

@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from gpt2_lit.data.order import LeftOut, Position, WindowSampler
 from gpt2_lit.data.windows import TokenWindows
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidType, InvalidValue
 
 _ENTRY = re.compile(r"\s*(window|document|step)s?((?:\s+\d+(?:-\d+)?)+)\s*")
 
@@ -29,13 +29,15 @@ class Entry(NamedTuple):
 Stretches = list[list[int]]  # of one entry: epoch, start, stop
 
 
-def parse_skip(text: str | None) -> list[Entry]:
+def parse_skip(text: Any) -> list[Entry]:
     """The entries of ``data.skip``, in their order.
 
     Example:
         >>> [str(entry) for entry in parse_skip("documents 3 5-6, steps 2000-2100")]
         ['document 3', 'documents 5-6', 'steps 2000-2100']
     """
+    if not isinstance(text, str | None):
+        raise InvalidType(f"skip must be a string like 'documents 3 5-6', got {text!r}. Set data.skip.")
     entries = []
     for part in (text or "").split(","):
         match = _ENTRY.fullmatch(part)

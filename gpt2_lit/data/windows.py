@@ -1,9 +1,8 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
-import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpt2_lit.data.split import Range
-from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
+from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, whole_number
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.tokenizer import Encoder, token_array
 
@@ -165,20 +164,6 @@ class GPTDatasetV1(TokenWindows):
     def __init__(self, txt: str, tokenizer: Encoder, context_size: SupportsIndex, stride: SupportsIndex) -> None:
         super().__init__(token_array(tokenizer, txt), context_size, stride)
         self.check_not_empty("the text")
-
-
-def whole_number(
-    name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "", of: str = "data"
-) -> int:
-    """A setting, which may be of any integer type, as an int; ``of`` is the group of its option."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set {of}.{name}.") from None
-    if number < least or (most is not None and number > most):
-        rule = f"at least {least}{unit}" if most is None else f"from {least} to {most}"
-        raise InvalidValue(f"{name} must be {rule}, got {number}. Set {of}.{name}.")
-    return number
 
 
 def _pieces(ranges: Sequence[Range], segments: Sequence[tuple[int, int]]) -> Iterator[Range]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpt2_lit.embedding.loss import summed_cross_entropy
 from gpt2_lit.embedding.pretrained import read_tables
-from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
+from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, real_number, whole_number
 from gpt2_lit.lightning_private import has_forward_hooks
 
 
@@ -235,9 +235,8 @@ def _check_settings(
         ("context_size", context_size),
         ("pad_vocab_to_multiple_of", pad_vocab_to_multiple_of),
     ):
-        if size < 1:
-            raise InvalidValue(f"{name} must be at least 1, got {size}.")
-    if not 0 <= dropout < 1:
+        whole_number(name, size, of="model.")
+    if not 0 <= real_number("dropout", dropout, of="model.") < 1:
         raise InvalidValue(f"dropout must be at least 0 and below 1, got {dropout}. Set model.dropout.")
     if init not in INIT_STD:
         raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")

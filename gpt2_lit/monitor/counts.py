@@ -32,11 +32,11 @@ def sample(windows: Any) -> Iterator[Batch]:
     starts: Iterable[int] = range(0, len(windows), run)
     if len(windows) > RUNS * run:
         starts = spread(len(windows) - run + 1, RUNS)
-    return (windows[range(start, min(start + run, len(windows)))] for start in starts)
+    return (windows[list(range(start, min(start + run, len(windows))))] for start in starts)
 
 
 def token_counts(
-    windows: Any, vocab_size: int, part: Literal["input_ids", "target_ids"] = "input_ids"
+    windows: Any, vocab_size: int, part: Literal["input_ids", "target_ids"] = "input_ids", tokenizer: str = ""
 ) -> Int64[np.ndarray, " V"]:
     """How often each id stands in the windows of a split, or in the :func:`sample` of a large one.
 
@@ -47,15 +47,18 @@ def token_counts(
     """
     counts = np.zeros(vocab_size, np.int64)
     for batch in sample(windows):
-        counts += np.bincount(checked(getattr(batch, part).numpy(), vocab_size).ravel(), minlength=vocab_size)
+        counts += np.bincount(
+            checked(getattr(batch, part).numpy(), vocab_size, tokenizer).ravel(), minlength=vocab_size
+        )
     return counts
 
 
-def checked(ids: Integer[np.ndarray, "..."], vocab_size: int) -> Integer[np.ndarray, "..."]:
-    """The same ids, all of which are in the vocabulary; else an InvalidValue."""
+def checked(ids: Integer[np.ndarray, "..."], vocab_size: int, tokenizer: str = "") -> Integer[np.ndarray, "..."]:
+    """The same ids, all of which are in the vocabulary; else an InvalidValue, which names the tokenizer."""
     if ids.size and ids.max() >= vocab_size:
+        vocabulary = f"the vocabulary of {tokenizer}" if tokenizer else "the vocabulary"
         raise InvalidValue(
-            f"the source holds the id {ids.max()}, and the vocabulary ends at {vocab_size - 1}. Was it written by "
+            f"the source holds the id {ids.max()}, and {vocabulary} ends at {vocab_size - 1}. Was it written by "
             "another tokenizer, or as another data.token_dtype?"
         )
     return ids

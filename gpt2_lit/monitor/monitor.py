@@ -14,10 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gpt2_lit.data.windows import whole_number
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, whole_number
 from gpt2_lit.lightning_private import logs_this_step
 from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
 from gpt2_lit.monitor.figures import heat_map, line_chart
@@ -72,7 +71,7 @@ class EmbeddingMonitor(Callback):
         sample_top_k: int | None = None,
         highest_losses: int = 0,
     ) -> None:
-        whole_number("every_n_steps", every_n_steps, least=0, of="monitor")
+        whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
             raise InvalidValue(
                 f"projected_tokens must be from 0 to {PROJECTED_ROWS}, which a browser can show, got "
@@ -80,12 +79,12 @@ class EmbeddingMonitor(Callback):
             )
         self.every_n_steps = every_n_steps
         self.projected_tokens = projected_tokens
-        self.sample_every_n_steps = whole_number("sample_every_n_steps", sample_every_n_steps, least=0, of="monitor")
+        self.sample_every_n_steps = whole_number("sample_every_n_steps", sample_every_n_steps, least=0, of="monitor.")
         self.sample_prompt = sample_prompt
-        self.sample_tokens = whole_number("sample_tokens", sample_tokens, of="monitor")
+        self.sample_tokens = whole_number("sample_tokens", sample_tokens, of="monitor.")
         check_drawing(sample_temperature, sample_top_k, of="monitor.sample_")
         self.sample_temperature, self.sample_top_k = sample_temperature, sample_top_k
-        self._highest = HighestLosses(whole_number("highest_losses", highest_losses, least=0, of="monitor"))
+        self._highest = HighestLosses(whole_number("highest_losses", highest_losses, least=0, of="monitor."))
         self._seen = torch.zeros(0, dtype=torch.uint8)  # 1 for each id that was an input
         self._hook: RemovableHandle | None = None
 

@@ -6,8 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from gpt2_lit.data.windows import whole_number
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, real_number, whole_number
 
 Decay = Literal["none", "linear", "cosine"]
 
@@ -35,11 +34,12 @@ class Schedule(NamedTuple):
     @classmethod
     def checked(cls, warmup_steps: int, decay: str, decay_steps: int | None, min_lr_ratio: int | float) -> "Schedule":
         """The schedule of a user's options; an InvalidValue if one is out of its range."""
-        whole_number("warmup_steps", warmup_steps, least=0, of="model")
+        warmup_steps = whole_number("warmup_steps", warmup_steps, least=0, of="model.")
         if decay not in ("none", "linear", "cosine"):
             raise InvalidValue(f"lr_decay must be none, linear or cosine, got {decay!r}. Set model.lr_decay.")
         if decay_steps is not None:
-            whole_number("decay_steps", decay_steps, least=warmup_steps + 1, of="model")
+            decay_steps = whole_number("decay_steps", decay_steps, least=warmup_steps + 1, of="model.")
+        min_lr_ratio = real_number("min_lr_ratio", min_lr_ratio, of="model.")
         if not 0 <= min_lr_ratio <= 1:
             raise InvalidValue(f"min_lr_ratio must be from 0 to 1, got {min_lr_ratio}. Set model.min_lr_ratio.")
         return cls(warmup_steps, decay, decay_steps, min_lr_ratio)  # type: ignore[arg-type]

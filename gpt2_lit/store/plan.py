@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from gpt2_lit.errors import without_secrets
+from gpt2_lit.errors import true_or_false, without_secrets
 from gpt2_lit.store.manifest import FORMAT_VERSION
 from gpt2_lit.text.files import SourceFile, is_url, portable
 from gpt2_lit.text.readers import TextOptions, can_be_cut
@@ -26,7 +26,8 @@ class Recipe:
     sha256: bool = False  # in receipts and manifest, of each shard; no part of any key
 
     def __post_init__(self) -> None:
-        self.options.check()
+        object.__setattr__(self, "options", self.options.checked())
+        object.__setattr__(self, "sha256", true_or_false("sha256", self.sha256, of=""))
 
     def key(self, *what: Any) -> str:
         """A name for the tokens that this recipe makes of something; other tokens have another name."""

@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import getLogger
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt2_lit.errors import printable, without_secrets
+from gpt2_lit.errors import printable, whole_number, without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.workers import Encoded, Progress, encode_in_processes, encode_in_threads
 from gpt2_lit.text.bpe import GPT2_FINGERPRINT, uses_gigatoken
@@ -58,9 +57,10 @@ def prepare(
         show_progress: Whether to show a bar, if it takes longer than a second.
     """
     recipe = recipe or Recipe()
+    num_processes = None if num_processes is None else whole_number("num_processes", num_processes, of="")
     files, report = Source.of(source).look()
     files = absolute(files)
-    storage = LocalStorage(Path(store).absolute())
+    storage = LocalStorage(store_directory(store))
     writer = StoreWriter(storage)
     former = writer.manifest()
     if former and former.has_sha256:
@@ -75,7 +75,10 @@ def prepare(
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
         tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
-        return _commit(work, made, files, recipe, writer)
+        done = _commit(work, made, files, recipe, writer)
+        if all(format_of(file.path).documents is None for file in files):  # of others nobody knows how many texts
+            tell_unused_separator(recipe, done.manifest.num_documents, len(files))
+        return done
 
 
 def _tell(report: str) -> None:
@@ -90,6 +93,15 @@ def tell_kept_ends(recipe: Recipe, count: int) -> None:
         _LOG.warning(
             f"{count:,} times {name} in the texts is kept as text and ends no document; "
             f"--data.document_separator '{name}' makes documents of what stands between."
+        )
+
+
+def tell_unused_separator(recipe: Recipe, num_documents: int, num_texts: int) -> None:
+    """Warn where a separator has cut nothing."""
+    if (separator := recipe.options.document_separator) and num_documents <= num_texts:
+        _LOG.warning(
+            f"data.document_separator {separator!r} made {num_documents:,} document{'s' * (num_documents != 1)} of "
+            f"{num_texts:,} text{'s' * (num_texts != 1)}: is it in them? A shell writes line ends as $'\\n\\n'."
         )
 
 

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidType, InvalidValue
+from gpt2_lit.text.files import is_url
 
 _LOG = getLogger(__name__)
 _LOCK = ".lock"
@@ -178,6 +179,16 @@ def leads_out(path: str) -> bool:
     """Whether a file is a link to one in another directory."""
     directory = os.path.dirname(path)
     return os.path.islink(path) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(directory)
+
+
+def store_directory(name: str | os.PathLike) -> Path:
+    """The directory of a store, from what a user gave."""
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else name
+    if not isinstance(path, str) or not path:
+        raise InvalidType(f"a store is named by the path of its directory, got {name!r}.")
+    if is_url(path):
+        raise InvalidValue(f"a store is a directory of this machine, got {path}. Prepare it here, and copy it there.")
+    return Path(os.path.expanduser(path)).absolute()
 
 
 @contextmanager

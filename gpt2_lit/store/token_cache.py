@@ -129,6 +129,8 @@ def default_directory() -> Path:
 
 def expanded(path: str | Path) -> Path:
     """A path with its ``~`` expanded, as far as there is a home directory."""
+    if not isinstance(path, str | os.PathLike) or is_url(os.fspath(path)):
+        raise InvalidValue(f"cache_dir must be a directory of this machine, got {path!r}. Set data.cache_dir.")
     path = os.path.expanduser(path)
     # A user without a home directory is told so once there is something to keep, as with a home that cannot be written.
     return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)

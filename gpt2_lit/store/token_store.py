@@ -11,7 +11,7 @@ from jaxtyping import Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, WRONG_ENDS, Damage, Manifest, StoreError, map_array
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.verify import verify
 
 
@@ -39,7 +39,7 @@ class TokenStore:
         self.manifest = manifest
         self._reopen = reopen
         self._ends: dict[int, Int64[np.ndarray, " _"]] = {}
-        self._windows: dict[int, np.ndarray] = {}
+        self._views: dict[int, np.ndarray] = {}
 
     @classmethod
     def of_array(
@@ -104,9 +104,9 @@ class TokenStore:
     def rows(self, starts: Int64[np.ndarray, " B"], length: int) -> Integer[np.ndarray, "B {length}"]:
         """A copy of the ``length`` tokens from each of ``starts`` on; an IndexError if there are fewer."""
         if len(self._shards) == 1 and length <= len(self):
-            if length not in self._windows:
-                self._windows[length] = sliding_window_view(self._shards[0], length)
-            return self._windows[length][starts]
+            if length not in self._views:
+                self._views[length] = sliding_window_view(self._shards[0], length)
+            return self._views[length][starts]
         if not len(starts):
             return np.empty((0, length), self.dtype)
         numbers, itemsize = np.searchsorted(self._starts, starts, side="right") - 1, self.dtype.itemsize
@@ -213,7 +213,7 @@ def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
         StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. With
             ``check`` all of it is read once, and compared with its checksums.
     """
-    path = Path(path).absolute()
+    path = store_directory(path)
     manifest = Manifest.load(path)
     if damages := verify(path, show_progress=True) if check else manifest.damages(LocalStorage(path)):
         more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""

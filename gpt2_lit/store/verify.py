@@ -20,7 +20,7 @@ from gpt2_lit.store.manifest import (
     Shard,
     map_array,
 )
-from gpt2_lit.store.storage import LocalStorage, open_to_read
+from gpt2_lit.store.storage import LocalStorage, open_to_read, store_directory
 
 _BLOCK = 1 << 20
 
@@ -38,7 +38,7 @@ def verify(path: str | os.PathLike, show_progress: bool = False) -> list[Damage]
     Raises:
         StoreError: If the manifest itself is missing or damaged.
     """
-    path = Path(path).absolute()
+    path = store_directory(path)
     manifest = Manifest.load(path)
     damages = manifest.damages(LocalStorage(path))
     known = {damage.file for damage in damages}

@@ -1,5 +1,6 @@
 """files -> documents: text, lines of JSON, CSV and columns of strings, piece by piece, in little memory."""
 
+import codecs
 import csv
 import difflib
 import io
@@ -10,14 +11,15 @@ import re
 import shlex
 import sys
 import textwrap
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from logging import getLogger
 from typing import Any, Literal, NamedTuple
 
-from gpt2_lit.errors import InvalidValue, UserError, shown
+from gpt2_lit.errors import InvalidType, InvalidValue, UserError, real_number, shown, true_or_false
 from gpt2_lit.text.arrow import CheckedStream
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 
@@ -63,12 +65,19 @@ class TextOptions(NamedTuple):
     document_separator: str | None = None
     max_unpacked: float | None = None  # GB
 
-    def check(self) -> None:
-        """Raise an InvalidValue if a value cannot be."""
-        if self.max_unpacked is not None and not self.max_unpacked > 0:
-            raise InvalidValue(f"max_unpacked must be above 0, got {self.max_unpacked}. Set data.max_unpacked.")
+    def checked(self) -> "TextOptions":
+        """The same in plain values; an error if one does not work."""
+        for name in ("text_field", "document_separator"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name == "document_separator"):
+                raise InvalidType(f"{name} must be a string, got {value!r}. Set data.{name}.")
         if self.document_separator == "":
             raise InvalidValue("document_separator must not be empty. Set data.document_separator, or leave it out.")
+        unpacked = None if self.max_unpacked is None else real_number("max_unpacked", self.max_unpacked)
+        if unpacked is not None and not unpacked > 0:
+            raise InvalidValue(f"max_unpacked must be above 0, got {unpacked}. Set data.max_unpacked.")
+        is_stripped = true_or_false("strip_gutenberg", self.strip_gutenberg)
+        return self._replace(max_unpacked=unpacked, strip_gutenberg=is_stripped)
 
 
 class Piece(NamedTuple):
@@ -349,6 +358,9 @@ def _members(
 
 
 def _damaged(file: SourceFile, form: str, reason: object) -> InvalidValue:
+    with suppress(Exception), open_file(file) as stream:  # it may be a web page, or a pointer of Git LFS
+        if other := _what_it_is(file, stream.read(_BEGINNING), besides=form):
+            return other
     return InvalidValue(f"{file.path} is not a whole {form} file: {reason}. Download it or make it anew.")
 
 
@@ -552,7 +564,13 @@ def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
 
 def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDecodeError) -> InvalidValue:
     offset = position + error.start
-    encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+    marks = (encoding for mark, encoding in _MARKS.items() if position == 0 and data.startswith(mark))
+    encoding = next(marks, "WINDOWS-1252")
+    if encoding == "WINDOWS-1252" and (control := _CONTROL.search(data)):
+        return InvalidValue(
+            f"{file.path} is not a text: it has the byte 0x{control[0][0]:02x} at offset "
+            f"{position + control.start()}, as binary files do, and is not UTF-8. Name a text."
+        )
     return InvalidValue(
         f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
         f"{_line_number(file, offset)}; {error.reason}). "
@@ -561,28 +579,51 @@ def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDe
 
 
 def _nul_error(file: SourceFile, position: int, data: bytearray) -> InvalidValue:
-    beginning = data[:1000]
-    if 3 * beginning.count(0) < len(beginning):
+    encoding = _wide_encoding(data[:1000])
+    if encoding is None:
         return InvalidValue(
             f"{file.path} is not a text: it has a NUL byte at offset {position + data.index(0)}, as binary files do. "
             "Name a text; if it is one, take these bytes out: tr -d '\\000'"
         )
-    encoding = "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    often = "about every second byte is NUL" if "16" in encoding else "most bytes are NUL"
     return InvalidValue(
-        f"{file.path} is not UTF-8: about every second byte is NUL, as in UTF-16. Convert it, for one by: "
+        f"{file.path} is not UTF-8: {often}, as in {encoding[:6]}. Convert it, for one by: "
         f"iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
     )
+
+
+def _wide_encoding(data: bytearray) -> str | None:
+    """The encoding of several bytes a letter in which these are text, as much of it in ASCII as there is."""
+    letters: dict[str, int] = {}
+    for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        with suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(data)  # which may end within a letter
+            if all(sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cn", "Co") for sign in text):
+                letters[encoding] = sum(map(str.isascii, text))
+    return max(letters, key=letters.__getitem__) if letters and 3 * data.count(0) >= len(data) else None
+
+
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # that a text begins with
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x7f]")  # what no text has in an encoding of one byte a letter
 
 
 # How files begin that are no text, whatever their names say; and what to do about it.
 _NOT_TEXT = (
     (rb"%PDF-", "a PDF", "Extract its text, for one by pdftotext."),
-    (rb"PK\x03\x04", "a zip archive, as are .docx, .xlsx and .epub", "Unpack it, or export its text."),
+    (rb"%!PS", "PostScript", "Extract its text, for one by ps2ascii."),
+    (
+        rb"PK(?:\x03\x04|\x05\x06|\x07\x08)",
+        "a zip archive, as are .docx, .xlsx and .epub",
+        "Unpack it, or export its text.",
+    ),
     (rb"\x1f\x8b", "gzip", "Let its name end in .gz."),
     (rb"\x28\xb5\x2f\xfd", "zstd", "Let its name end in .zst."),
     (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
     (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
+    (rb"\x04\x22\x4d\x18", "lz4", "Unpack it by unlz4."),
+    (rb"\x1f[\x9d\xa0]", "packed by compress", "Unpack it by uncompress."),
     (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"Rar!\x1a\x07", "a RAR archive", "Unpack it."),
     (rb"(?s:.{257})ustar(?:\x00|  \x00)", "a tar archive", "Unpack it, and give the directory."),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Office, as are .doc and .xls", "Export its text."),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a[^\n]{0,60}\0", "an image", "Give a text."),
@@ -598,13 +639,20 @@ _NOT_TEXT = (
     (rb"PAR1", "Parquet", "Let its name end in .parquet."),
     (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
+    (rb"Obj\x01", "Avro", "Write what it holds as lines of JSON."),
+    (rb"\x89HDF\r\n", "HDF5", "Write what it holds as lines of JSON."),
+    (rb"/annex/objects/", "a pointer of git-annex, not the file itself", "Run: git annex get"),
+    (rb"# xet version \d", "a pointer of Xet, not the file itself", "Download the file."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
     (
-        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
+        rb"(?i)(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?s:.*?)-->)*"
+        rb"(?:<!doctype html|<(?:html|head|body|title)[\s>]|<pre>\s*<a href)",
         "a web page (HTML)",
         "Give the address of the text itself, or extract the text of the page.",
     ),
+    (rb"<\?xml[^>]*>\s*<(?:Error|ListBucketResult)[\s>]", "an answer of a web server", "Give the address of the text."),
+    (rb"(?s:.*)\x1b\$[@B]", "in ISO-2022-JP", "Convert it by: iconv -f ISO-2022-JP -t UTF-8"),
 )
 
 
@@ -615,14 +663,27 @@ _NOT_PLAIN = {
 }
 
 
+_BEGINNING = 1000  # bytes that tell what a file is
+
+
 def _check_is_text(file: SourceFile, beginning: bytes) -> None:
     extension = extensions(file.path)[0]
     if extension in _NOT_PLAIN and extension not in FORMATS:
         what, way_out = _NOT_PLAIN[extension]
         raise InvalidValue(f"{file.path} is {what}. {way_out}; to read it as it is, let its name end in .txt.")
+    if other := _what_it_is(file, beginning):
+        raise other
+
+
+def _what_it_is(file: SourceFile, beginning: bytes, besides: str = "") -> InvalidValue | None:
+    """The error for a file whose beginning tells that it is no text."""
     for magic, what, way_out in _NOT_TEXT:
-        if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
-            raise InvalidValue(f"{file.path} is {what}. {way_out}")
+        is_named_so = b"html" in magic and extensions(file.path)[0] in (".html", ".htm")
+        if what != besides and not is_named_so and re.match(magic, beginning[:_BEGINNING]):
+            packed = what in ("gzip", "zstd") and not besides and compression_of(file.path)
+            way_out = "It is packed twice: unpack it once." if packed else way_out
+            return InvalidValue(f"{file.path} is {what}. {way_out}")
+    return None
 
 
 def _line_number(file: SourceFile, offset: int) -> int:
@@ -791,6 +852,8 @@ def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
     field = options.text_field
     if field not in schema.names:
         raise InvalidValue(f"{file.path} has no column {field!r}. {_names(field, schema.names)}")
+    if schema.names.count(field) > 1:
+        raise InvalidValue(f"{file.path} has several columns {field!r}. Leave one of them, or set data.text_field.")
     kind = schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):

@@ -3,12 +3,14 @@
 import errno
 import glob
 import importlib.util
+import io
 import json
 import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ class Source:
         if choice is None or isinstance(choice, (str, bytes, os.PathLike)) or not isinstance(choice, Iterable):
             choices = [SHIPPED_TEXT if choice is None else choice]
         else:
-            choices = list(choice)  # once, as it may be a generator
+            choices = _in_order(choice)
         names: tuple[Any, ...] = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
         if not all(isinstance(name, str) for name in names):
             raise InvalidType(f"data.source must be a path, a URL or a list of these, got {reprlib.repr(choice)}.")
@@ -82,13 +84,13 @@ class Source:
     @classmethod
     def of_texts(cls, texts: Any) -> "Source":
         """Texts in memory: a string, or several, each a document."""
-        texts = (texts,) if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else tuple(texts)
+        texts = (texts,) if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else _in_order(texts)
         for text in texts:
             if not isinstance(text, str):
                 raise InvalidType(f"a text must be a str, got {reprlib.repr(text)}. Decode bytes first.")
         if not any(texts):
             raise InvalidValue("there is no text in memory: all are empty. Give at least one with text.")
-        return cls((), texts)
+        return cls((), tuple(texts))
 
     def __str__(self) -> str:
         if self.texts:
@@ -130,7 +132,10 @@ class Source:
         named: dict[str, SourceFile] = {}
         for file in sorted(files, key=lambda file: portable(file.path)):
             named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
-        num_repeated, files = len(files) - len(named), list(named.values())
+        numbered: dict[Any, SourceFile] = {}
+        for file in named.values():
+            numbered.setdefault(_number(file.path), file)
+        num_repeated, files = len(files) - len(numbered), list(numbered.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
         is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
@@ -148,6 +153,28 @@ class Source:
         return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
 
 
+def _number(path: str) -> Any:
+    """What hard links of one file have in common, where the file system tells."""
+    with suppress(OSError):  # gone since; who reads it will say so
+        status = os.stat(path)
+        if not is_url(path) and status.st_ino:
+            return status.st_dev, status.st_ino
+    return path
+
+
+def _in_order(items: Iterable[Any]) -> list[Any]:
+    """Several names or texts as a list, read once, as they may come from a generator."""
+    if isinstance(items, Set | Mapping | io.IOBase):
+        what = "an open file" if isinstance(items, io.IOBase) else f"a {type(items).__name__}"
+        raise InvalidType(
+            f"several sources or texts must be a list, got {what}. Make a list, in the order that counts."
+        )
+    try:
+        return list(items)
+    except TypeError:  # an array without dimensions
+        raise InvalidType(f"several sources or texts must be a list, got {reprlib.repr(items)}.") from None
+
+
 def _is_to_read(path: str) -> bool:
     """Whether a directory's file is read without being named."""
     form = FORMATS.get(extensions(path)[0])
@@ -163,6 +190,7 @@ def _files_to_read(
     others = sorted(set(paths).difference(chosen))
     _check_tokens(directory, chosen, others)
     _check_splits(directory, chosen)
+    _check_twins(chosen)
     passed_over += others
     return chosen
 
@@ -209,6 +237,18 @@ def _check_tokens(directory: str, chosen: Sequence[str], others: Sequence[str]) 
             raise InvalidValue(
                 f"data.source: the directory {directory} holds {what} ({_some(directory, found)}){beside}. Name what "
                 f"you mean: {_pattern(found)}{instead}."
+            )
+
+
+def _check_twins(paths: Sequence[str]) -> None:
+    """Refuse a directory with a file and the same file packed, which would be trained on twice."""
+    plain = set(paths)
+    for path in paths:
+        unpacked = os.path.splitext(path)[0]
+        if compression_of(path) and unpacked in plain:
+            raise InvalidValue(
+                f"data.source: {unpacked} and {path} are probably one text, packed and unpacked. Move one of them "
+                "away, or name the files to read."
             )
 
 
@@ -396,6 +436,8 @@ def _glob(pattern: str) -> Iterator[str]:
 def _is_there(path: str, passed_over: list[str]) -> bool:
     if os.path.islink(path) and not os.path.exists(path):
         passed_over.append(path + _GONE)
+    elif not os.path.isfile(path):  # a pipe
+        passed_over.append(path)
     return os.path.isfile(path)
 
 

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpt2_lit.errors import InvalidValue, UserError
+from gpt2_lit.errors import InvalidType, InvalidValue, UserError
 from gpt2_lit.text.bpe import (
     GPT2_END_OF_TEXT,
     GPT2_FINGERPRINT,
@@ -179,6 +180,10 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
     """
     import tiktoken
 
+    if not isinstance(text, str):
+        raise InvalidType(f"the text must be a str, got {reprlib.repr(text)}. Read a file by Path(name).read_text().")
+    if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
+        raise InvalidType(f"a tokenizer must have encode(text), got {tokenizer!r}. For one give gpt2_tokenizer().")
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.encode_to_array(text)
     if isinstance(tokenizer, tiktoken.Encoding):
