@@ -268,12 +268,12 @@ def plan(options: argparse.Namespace) -> None:
 def where(options: argparse.Namespace) -> None:
     """tell from which documents, files and bytes the windows of a step come
 
-    Steps, windows and documents count from 0; accumulated batches count one by one. Bytes
-    are those of the window in a plain text, and those of its line in a .jsonl file.
-    --data.skip leaves windows, documents or steps out of a training by these numbers.
+    Steps, windows and documents count from 0; accumulated batches count one by one.
+    Bytes are those of the window in a plain text, and of its line in a .jsonl file.
+    By these numbers --data.skip leaves windows, documents or steps out of a training.
 
     examples:
-      gpt2-lit where 2050 logs/version_0        what that run was trained on at step 2050
+      gpt2-lit where 2050 logs/version_0        what that run had at step 2050
       gpt2-lit where 0 tokens --batch-size 16
     """
     data, _, _ = _data(options)
@@ -458,7 +458,7 @@ def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any
     assert data.train_dataset is not None, "it is set up"
     found = []
     for window in windows.tolist():
-        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size)
+        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size, data.tokenizer.name)
         origins = [
             {"document": origin.document, "file": origin.file, "span": str(origin.span or "")}
             for origin in data.origins(window)
