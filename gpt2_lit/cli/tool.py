@@ -270,7 +270,7 @@ def where(options: argparse.Namespace) -> None:
 
     Steps, windows and documents count from 0; accumulated batches count one by one.
     Bytes are those of the window in a plain text, and of its line in a .jsonl file.
-    By these numbers --data.skip leaves windows, documents or steps out of a training.
+    By these numbers --data.skip leaves windows, documents or steps out.
 
     examples:
       gpt2-lit where 2050 logs/version_0        what that run had at step 2050
