@@ -13,6 +13,7 @@ from test_run import flat, train
 from gpt2_lit import GPTDataModule
 from gpt2_lit.data.order import LeftOut, Position, WindowSampler
 from gpt2_lit.data.skip import Skip, parse_skip
+from gpt2_lit.data.split import Range
 from gpt2_lit.data.windows import TokenWindows
 
 pytestmark = [
@@ -100,6 +101,12 @@ def test_steps_that_a_resumed_run_leaves_out_count_on_from_its_checkpoint():
     assert resumed.sampler.left_out.stretches == ((0, 12, 18),)
 
 
+def test_a_step_before_the_checkpoint_is_counted_from_the_start():
+    resumed = skip("step 1", batch_size=6)
+    assert resumed.restore("[]", Position(0, 12), 2)
+    assert resumed.sampler.left_out.stretches == ((0, 6, 12),)
+
+
 @pytest.mark.parametrize("text", ["", "window 3", "steps 3-5", "steps 2-4, window 3"])
 def test_a_checkpoint_that_left_out_more_is_refused(text):
     saved = skip("steps 3-4, window 3").state()
@@ -120,6 +127,19 @@ def test_what_names_nothing_is_refused(text):
 def test_numbers_that_are_not_there_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         skip(text)
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.lists(st.integers(0, 40), min_size=6, max_size=6, unique=True))
+@settings(deadline=None, max_examples=50)
+def test_windows_with_a_token_are_those_that_have_it_as_input_or_target(context_size, stride, borders):
+    a, b, c, d, start, stop = (*sorted(borders[:4]), *sorted(borders[4:]))
+    windows = TokenWindows(np.arange(40), context_size, stride, [Range(a, b), Range(c, d)])
+    by_hand = [
+        window
+        for window in range(len(windows))
+        if any(start <= token < stop for ids in windows[window] for token in ids.tolist())
+    ]
+    assert windows.with_tokens(start, stop).tolist() == by_hand
 
 
 def test_a_document_that_is_left_out_is_in_no_window():
