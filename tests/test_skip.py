@@ -102,9 +102,9 @@ def test_steps_that_a_resumed_run_leaves_out_count_on_from_its_checkpoint():
 
 
 def test_a_step_before_the_checkpoint_is_counted_from_the_start():
-    resumed = skip("step 1", batch_size=6)
-    assert resumed.restore("[]", Position(0, 12), 2)
-    assert resumed.sampler.left_out.stretches == ((0, 6, 12),)
+    resumed = skip("step 4", batch_size=6)
+    assert resumed.restore("[]", Position(1, 6), 6)
+    assert resumed.sampler.left_out.stretches == ((0, 24, 30),)
 
 
 @pytest.mark.parametrize("text", ["", "window 3", "steps 3-5", "steps 2-4, window 3"])
