@@ -1,5 +1,6 @@
 import io
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
 from gpt2_lit.monitor.counts import token_label
+from gpt2_lit.monitor.generate import generate
 from gpt2_lit.monitor.monitor import expected_norms, principal_components
 
 V, D, T = 23, 8, 4
@@ -103,7 +105,17 @@ def test_a_model_without_one_embedding_is_an_error_before_the_first_step(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [{"every_n_steps": -1}, {"projected_tokens": -1}, {"projected_tokens": 2001}], ids=str
+    "options",
+    [
+        {"every_n_steps": -1},
+        {"projected_tokens": -1},
+        {"projected_tokens": 2001},
+        {"sample_every_n_steps": -1},
+        {"sample_tokens": 0},
+        {"sample_temperature": -0.5},
+        {"sample_top_k": 0},
+    ],
+    ids=str,
 )
 def test_an_option_out_of_its_range_is_an_error_that_names_it(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be .* Set monitor.{next(iter(options))}"):
@@ -140,15 +152,17 @@ def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp
 @pytest.mark.parametrize(("sparse", "clip"), [(False, None), (True, None), (False, 1e-3)])
 def test_gradient_norms_are_those_of_the_step_before_clipping(tmp_path, sparse, clip):
     model = Later(sparse=sparse)
-    before = [table.detach().clone() for table in model.parts[0].parameters()]
+    before = [parameter.detach().clone() for parameter in model.parameters()]  # the tables are the first two
     trainer(tmp_path, max_steps=1, gradient_clip_val=clip).fit(model, batches())
     found = logged(tmp_path / "run")
     if clip:
         model = Later()
         trainer(tmp_path / "without", max_steps=1).fit(model, batches())
-    for name, table, former in zip(("token", "position"), model.parts[0].parameters(), before, strict=True):
-        gradient = (former - table.detach()) / 0.5
-        assert found[f"gradient_norm/{name}_embedding"] == [(0, pytest.approx(gradient.norm().item(), rel=1e-4))]
+    after = [parameter.detach() for parameter in model.parameters()]
+    norms = [((one - other) / 0.5).norm().item() for one, other in zip(before, after, strict=True)]
+    expected = {"token_embedding": norms[0], "position_embedding": norms[1], "total": math.hypot(*norms)}
+    for name, norm in expected.items():
+        assert found[f"gradient_norm/{name}"] == [(0, pytest.approx(norm, rel=1e-4))]
 
 
 def test_each_tag_has_one_point_a_logged_step_also_where_the_model_logs_means_itself(data, tmp_path):
@@ -494,3 +508,117 @@ def test_after_the_training_nothing_hangs_on_the_embedding(tmp_path, fails):
     else:
         trainer(tmp_path).fit(model, batches())
     assert not model.parts[0]._forward_hooks
+
+
+def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
+    found = events(folder).Tensors(f"{tag}/text_summary")
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
+
+
+SAMPLED = {"sample_every_n_steps": 4, "sample_prompt": "w0 w1", "sample_tokens": 3}
+
+
+def test_the_model_writes_text_at_the_start_and_each_n_steps(data, tmp_path):
+    model = stub(data)
+    run = trainer(tmp_path, monitor=EmbeddingMonitor(**SAMPLED, sample_temperature=0))
+    run.fit(model, data)
+    found = texts(tmp_path, "sampled_text")
+    assert [step for step, _ in found] == [0, 4, 8]
+    prompt = data.tokenizer.encode("w0 w1")
+    model = stub(data)
+    written = generate(model, torch.tensor([prompt]), 3, T, temperature=0)[0, 2:].tolist()
+    assert found[0][1] == f"after\n\n    w0 w1\n\nthe model writes\n\n    {data.tokenizer.decode(written)}"
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode")
+def test_what_the_model_writes_does_not_change_what_it_learns(data, tmp_path):
+    def weights(folder: Path, monitor: EmbeddingMonitor) -> Tensor:
+        torch.manual_seed(0)
+        model = stub(data, dropout=0.5, backbone=nn.Sequential(nn.Linear(D, D), nn.Dropout(0.5).eval()))
+        trainer(folder, monitor=monitor).fit(model, data)
+        assert not model.backbone[1].training
+        return model.embedding.token_embedding.weight
+
+    sampling = weights(tmp_path / "sampling", EmbeddingMonitor(**SAMPLED, sample_top_k=5))
+    assert torch.equal(sampling, weights(tmp_path / "without", EmbeddingMonitor()))
+
+
+def test_a_prompt_that_is_not_given_is_the_beginning_of_the_training_text(data, tmp_path):
+    trainer(tmp_path, max_steps=1, monitor=EmbeddingMonitor(sample_every_n_steps=9)).fit(stub(data), data)
+    start = data.tokenizer.decode(data.train_dataset[0].input_ids[:8].tolist())
+    assert texts(tmp_path, "sampled_text")[0][1].startswith(f"after\n\n    {start}\n\nthe model writes")
+
+
+def test_text_of_a_model_that_has_no_logits_is_an_error_before_the_first_step(tmp_path):
+    run = trainer(tmp_path, monitor=EmbeddingMonitor(sample_every_n_steps=1))
+    with pytest.raises(ValueError, match="for models whose forward gives logits, and Later has no forward"):
+        run.fit(Later(), batches())
+    assert run.global_step == 0
+
+
+def highest_by_hand(model: EmbeddingStub, data: GPTDataModule, number: int) -> list[tuple[int, float]]:
+    """The windows of highest loss of an untrained model, each loss from all logits at once."""
+    windows = data.train_dataset
+    losses = [
+        (F.cross_entropy(model(windows[[window]].input_ids)[0], windows[window].target_ids).item(), window)
+        for window in range(len(windows))
+    ]
+    return [(window, loss) for loss, window in sorted(losses, reverse=True)[:number]]
+
+
+def still(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.0)
+
+
+def shown_windows(text: str) -> list[tuple[int, float]]:
+    found = re.findall(r"loss ([\d.]+) in step \d+, window (\d+)", text)
+    return [(int(window), float(loss)) for loss, window in found]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_windows_of_highest_loss_are_shown_with_their_sources(data, tmp_path, accumulate):
+    model = stub(data, init="normal", optimizer=still)
+    monitor = EmbeddingMonitor(every_n_steps=1000, highest_losses=3)
+    trainer(tmp_path, monitor=monitor, accumulate_grad_batches=accumulate).fit(model, data)
+    [(step, text)] = texts(tmp_path, "highest_losses")
+    assert step == 10 // accumulate
+    by_hand = highest_by_hand(model, data, 3)
+    assert shown_windows(text) == [(window, pytest.approx(loss, abs=1e-3)) for window, loss in by_hand]
+    for window, _ in by_hand:
+        assert f"    {data.origins(window)[0]}\n" in text
+        assert f"    {data.tokenizer.decode(data.train_dataset[window].input_ids.tolist())}" in text
+    [number] = {int(found) for found in re.findall(rf"in step (\d+), window {by_hand[0][0]}$", text, re.MULTILINE)}
+    batches_of_step = list(GPTDataModule.train_dataloader(made_again(data)))[number * accumulate :][:accumulate]
+    assert data.train_dataset[by_hand[0][0]].input_ids.tolist() in [
+        row for batch in batches_of_step for row in batch.input_ids.tolist()
+    ]
+
+
+def made_again(data: GPTDataModule) -> GPTDataModule:
+    again = GPTDataModule(data.source.names, tokenizer="words", context_size=T, batch_size=4, val_fraction=0.12)
+    again.setup("fit")
+    return again
+
+
+def test_the_highest_losses_since_the_last_look_outlive_a_stop(data, tmp_path):
+    model = stub(data, init="normal", optimizer=still)
+    # As a run that was stopped before its end leaves them.
+    options = {"monitor": EmbeddingMonitor(every_n_steps=1000, highest_losses=3), "max_epochs": None}
+    options["monitor"]._show_highest = lambda trainer: None
+    run = trainer(tmp_path / "stopped", **options, max_steps=5)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    options["monitor"] = EmbeddingMonitor(every_n_steps=1000, highest_losses=3)
+    resumed = trainer(tmp_path / "resumed", **options, max_steps=10)
+    resumed.fit(model, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    [(_, text)] = texts(tmp_path / "resumed", "highest_losses")
+    assert [window for window, _ in shown_windows(text)] == [window for window, _ in highest_by_hand(model, data, 3)]
+
+
+def test_windows_that_cannot_be_named_or_have_no_loss_are_an_error(data, tmp_path):
+    with pytest.raises(ValueError, match=r"monitor.highest_losses names windows of a GPTDataModule"):
+        trainer(tmp_path, monitor=EmbeddingMonitor(highest_losses=3)).fit(Later(), batches())
+    model = stub(data)
+    model.training_step = lambda batch, batch_idx: EmbeddingStub.training_step(model, batch, batch_idx)["loss"]
+    with pytest.raises(ValueError, match=r"takes a training_step that returns .*'window_losses'"):
+        trainer(tmp_path, monitor=EmbeddingMonitor(highest_losses=3)).fit(model, data)

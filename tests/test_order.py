@@ -17,6 +17,8 @@ from gpt2_lit.data.order import (
     _mix,
     permute,
     permute_in_blocks,
+    positions_in_blocks,
+    positions_of,
 )
 
 GROUP = GROUP_BLOCKS * BLOCK_WINDOWS
@@ -62,6 +64,15 @@ def test_from_each_window_there_is_a_way_back_to_its_one_place(num_windows, seed
     place = data.draw(st.integers(0, num_windows - 1))
     (window,) = permute(np.array([place]), num_windows, seed, epoch).tolist()
     assert place_of(window, num_windows, seed, epoch) == place
+
+
+@given(st.integers(1, 2**62), st.integers(-(2**63), 2**63 - 1), st.integers(0, 10**6), st.data())
+@settings(deadline=None, max_examples=50)
+def test_positions_are_the_way_back_from_windows(num_windows, seed, epoch, data):
+    places = st.lists(st.integers(0, num_windows - 1), unique=True, max_size=50)
+    positions = np.array(data.draw(places), dtype=np.int64)
+    for there, back in ((permute, positions_of), (permute_in_blocks, positions_in_blocks)):
+        assert np.array_equal(back(there(positions, num_windows, seed, epoch), num_windows, seed, epoch), positions)
 
 
 # Around a block, a group, and a group with a block that is not full.

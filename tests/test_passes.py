@@ -2,6 +2,7 @@ from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import DIFFERENT_WORDS
@@ -11,9 +12,12 @@ from test_datamodule import fit, made, windows
 from torch.distributed import checkpoint
 
 from gpt2_lit import EmbeddingStub
+from gpt2_lit.data.identity import DataIdentity
 from gpt2_lit.data.loaders import TimedDataLoader
 from gpt2_lit.data.order import Position, WindowSampler
 from gpt2_lit.data.passes import Passes
+from gpt2_lit.data.skip import Skip
+from gpt2_lit.data.windows import TokenWindows
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
 # warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.
@@ -223,15 +227,38 @@ def test_a_loader_that_is_given_to_a_trainer_alone_resumes_with_it(words, tmp_pa
     assert torch.equal(*weights)
 
 
+def passes_over(sampler: WindowSampler) -> Passes:
+    windows = TokenWindows(np.arange(21), context_size=1, stride=1)
+    return Passes(sampler, DataIdentity({}, Skip([], windows, sampler)))
+
+
 def test_several_processes_count_the_windows_of_all() -> None:
     ranks = [WindowSampler(20, 2, shuffle=False, rank=rank, world_size=2) for rank in range(2)]
-    passes = [Passes(sampler, {}) for sampler in ranks]
+    passes = [passes_over(sampler) for sampler in ranks]
     given = [list(islice(each.follow(lambda each=each: iter(each.sampler)), 2)) for each in passes]
     assert [[batch.tolist() for batch in of_rank] for of_rank in given] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
-    assert [each.state() for each in passes] == 2 * [{"epoch": 0, "window": 8}]
-    one = Passes(WindowSampler(20, 2, shuffle=False), {})
+    assert [each.state() for each in passes] == 2 * [{"epoch": 0, "window": 8, "batches": 2}]
+    one = passes_over(WindowSampler(20, 2, shuffle=False))
     one.restore(passes[1].state())
     assert one.next_begin == Position(0, 8)
+
+
+@pytest.mark.parametrize("begins_without", ["", "steps 2-3"])
+def test_a_plain_loop_leaves_steps_out_after_a_resume_also_with_batches_of_another_size(words, begins_without) -> None:
+    whole = windows(loader_of(words, skip=begins_without))
+    loader = loader_of(words, skip=begins_without)
+    first = windows(islice(loader, 7))
+    entries = ", ".join(filter(None, [begins_without, "steps 8-9"]))
+    resumed = loader_of(words, skip=entries, batch_size=2)
+    resumed.load_state_dict(loader.state_dict())
+    # Of the batches of two windows after the seventh step, the second and third are left out.
+    expected = whole[:30] + whole[34:]
+    assert (first + windows(resumed))[: len(expected)] == expected
+    again = loader_of(words, skip=entries, batch_size=2)
+    again.load_state_dict(resumed.state_dict())
+    assert windows(again) == windows(resumed), "of the next epoch"
+    with pytest.raises(ValueError, match=r"left out .*steps 8-9, and data.skip is"):
+        loader_of(words, skip=begins_without).load_state_dict(again.state_dict())
 
 
 @pytest.mark.parametrize("loaded_by", ["data", "loader", "data without a loader"])

@@ -112,6 +112,8 @@ def train(
     num_workers: int = 0,
     val_fraction: float = 0.0,
     batch_size: int = 4,
+    keep_last: int = 1,
+    skip: str | None = None,
     shuffle: Any = "global",
     tokenizer: str = "words",
     model: type[EmbeddingStub] = EmbeddingStub,
@@ -127,6 +129,7 @@ def train(
         val_fraction=val_fraction,
         num_workers=num_workers,
         shuffle=shuffle,
+        skip=skip,
     )
     stub = model(data.vocab_size, embed_dim=8, context_size=4, dropout=0.2)
     watch = Watch(break_in, interrupt, again)
@@ -134,7 +137,7 @@ def train(
         **({"max_epochs": 3} | options),
         accelerator="cpu",
         logger=RunLogger(str(folder), version=0),
-        callbacks=[watch, RunCheckpoint(every_n_steps), ModelSummary(0)],
+        callbacks=[watch, RunCheckpoint(every_n_steps, keep_last=keep_last), ModelSummary(0)],
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -343,6 +346,26 @@ def test_best_is_the_checkpoint_with_the_lowest_val_loss_also_after_going_on(tmp
     assert best()["global_step"] == lowest + 1
     key = next(key for key in best()["callbacks"] if key.startswith("RunCheckpoint"))
     assert best()["callbacks"][key]["best_score"] == pytest.approx(losses[lowest])
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_last_checkpoints_stay_under_the_number_of_their_step(
+    tmp_path: Path, text: Path, undisturbed: Any, monkeypatch: Any, has_links: bool
+) -> None:
+    def no_links(*args: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    train(tmp_path, text, every_n_steps=3, keep_last=3, max_steps=14)
+    folder = tmp_path / "version_0/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *(f"step-{n}.ckpt" for n in (11, 12, 14))]
+    assert (folder / "last.ckpt").samefile(folder / "step-14.ckpt") is has_links
+    whole, weights, _ = undisturbed()
+    after, resumed_weights = train(tmp_path, text, folder / "step-12.ckpt", every_n_steps=100, keep_last=2)
+    assert after == whole[12:]
+    assert torch.equal(resumed_weights, weights)
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step-22.ckpt", "step-33.ckpt"]
 
 
 def test_a_checkpoint_is_put_in_place_only_when_it_is_whole(tmp_path: Path, text: Path, monkeypatch: Any) -> None:

@@ -129,10 +129,13 @@ def test_the_curves_are_these_at_these_steps(data, tmp_path):
         "embedding_norm/position": each_4th_step,
         "embedding_norm/input": each_4th_step,
         "train/loss": each_4th_step,
+        "train/learning_rate": each_4th_step,
+        "train/tokens_seen": each_4th_step,
         "throughput/tokens_per_second": each_4th_step,
         "throughput/data_wait_fraction": each_4th_step,
         "val/loss": each_epoch,
         "val/perplexity": each_epoch,
+        "val/bits_per_byte": each_epoch,
     }
     values = {tag: [value for _, value in curve] for tag, curve in found.items()}
     assert all(math.isfinite(value) for tag in values for value in values[tag])
@@ -285,7 +288,8 @@ def test_a_checkpoint_of_a_model_made_in_python_is_plain_data(data, tmp_path):
     run.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     sizes = {"vocab_size": V, "embed_dim": D, "context_size": T, "dropout": 0.0, "init": "gpt2"}
-    sizes |= {"pad_vocab_to_multiple_of": 1}
+    sizes |= {"pad_vocab_to_multiple_of": 1, "warmup_steps": 0, "lr_decay": "none", "decay_steps": None}
+    sizes |= {"min_lr_ratio": 0.1, "weight_decay_on": "all"}
     assert checkpoint["hyper_parameters"] == sizes
     assert dict(model.hparams) == sizes
 
@@ -327,6 +331,98 @@ def test_a_fused_optimizer_clips_in_mixed_precision_like_one_that_is_not(data, t
     assert not torch.equal(weights(fused=True), before)
     if algorithm == "norm":
         assert torch.linalg.norm(weights(fused=True) - before) <= 3 * 0.5 * 1e-3 * 1.001
+
+
+def test_tokens_seen_are_those_of_all_batches_so_far(data, tmp_path):
+    trainer(tmp_path, max_epochs=2, log_every_n_steps=4).fit(stub(), data)
+    assert curves(tmp_path)["train/tokens_seen"] == [(step, (step + 1) * 4 * T) for step in (3, 7, 11, 15, 19)]
+
+
+def test_bits_per_byte_are_the_loss_in_bits_for_each_byte_of_the_text(data, tmp_path):
+    [result] = trainer(tmp_path).validate(stub(), data, verbose=False)
+    targets = data.val_dataset[list(range(len(data.val_dataset)))].target_ids.flatten()
+    num_bytes = len(data.tokenizer.decode(targets.tolist()).encode())
+    bits = result["val/loss"] / math.log(2) * len(targets)
+    assert result["val/bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-5)
+
+
+def test_ids_of_an_unknown_tokenizer_have_no_bytes(tmp_path):
+    np.arange(200, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    data = GPTDataModule(tmp_path / "ids.bin", vocab_size=200, context_size=T)
+    [result] = trainer(tmp_path).validate(stub(vocab_size=200), data, verbose=False)
+    assert set(result) == {"val/loss", "val/perplexity"}
+
+
+SCHEDULED = {"warmup_steps": 4, "lr_decay": "cosine", "min_lr_ratio": 0.25}
+
+
+def sgd(params) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.8)
+
+
+def test_the_learning_rate_rises_then_falls_by_its_schedule_to_the_end_of_the_training(data, tmp_path):
+    trainer(tmp_path, max_steps=12).fit(stub(optimizer=sgd, **SCHEDULED), data)
+    rates = [rate for _, rate in curves(tmp_path)["train/learning_rate"]]
+    falling = [0.2 + 0.6 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert rates == pytest.approx([0.16, 0.32, 0.48, 0.64, *falling])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_schedule_of_a_resumed_run_is_that_of_a_run_that_was_not_stopped(data, tmp_path, accumulate):
+    options = {"accumulate_grad_batches": accumulate, "max_steps": 20 // accumulate}
+    whole = stub(optimizer=sgd, **SCHEDULED)
+    trainer(tmp_path / "whole", **options).fit(whole, data)
+    first = trainer(tmp_path / "stopped", **{**options, "max_steps": 3})
+    first.fit(stub(optimizer=sgd, **{**SCHEDULED, "decay_steps": 20 // accumulate}), data)
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    model = stub(optimizer=sgd, **SCHEDULED)
+    trainer(tmp_path / "stopped", **options).fit(model, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    for tag in ("train/learning_rate", "train/tokens_seen", "train/loss"):
+        assert curves(tmp_path / "stopped")[tag] == curves(tmp_path / "whole")[tag]
+    assert torch.equal(model.embedding.token_embedding.weight, whole.embedding.token_embedding.weight)
+
+
+def test_a_schedule_that_falls_in_a_training_without_end_is_an_error_before_the_first_step(data, tmp_path):
+    run = trainer(tmp_path, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"lr_decay cosine needs .* Set model.decay_steps, trainer.max_steps or"):
+        run.fit(stub(**SCHEDULED), data)
+    assert run.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1. Set model.warmup_steps"),
+        ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps must be at least 6, got 5. Set model.decay_steps"),
+        ({"min_lr_ratio": 1.5}, "min_lr_ratio must be from 0 to 1, got 1.5"),
+    ],
+)
+def test_an_option_of_the_optimizer_that_is_out_of_range_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        stub(**options)
+
+
+def test_norms_and_biases_keep_their_size_where_weight_decay_is_on_matrices(data, tmp_path):
+    def decaying(params) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=0.0, weight_decay=0.5)
+
+    def groups(**options: Any) -> list[tuple[set[int], float]]:
+        model = stub(backbone=nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D)), optimizer=decaying, **options)
+        found = model.configure_optimizers().param_groups
+        return [({parameter.ndim for parameter in group["params"]}, group["weight_decay"]) for group in found]
+
+    assert groups() == [({1, 2}, 0.5)]
+    assert groups(weight_decay_on="matrices") == [({2}, 0.5), ({1}, 0.0)]
+
+
+def test_a_checkpoint_of_other_decay_groups_is_refused_with_both_options(data, tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(stub(), data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    other = stub(weight_decay_on="matrices")
+    trainer(tmp_path).validate(other, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True, verbose=False)
+    with pytest.raises(ValueError, match=r"weight_decay_on all, and model.weight_decay_on is matrices"):
+        trainer(tmp_path, max_steps=2).fit(other, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
 
 
 def test_a_learning_rate_that_lightning_finds_is_the_one_that_is_trained_with(data, tmp_path):

@@ -400,6 +400,33 @@ def test_what_a_process_uses_is_not_cleared(tool, own_cache, tmp_path):
     assert next(iter(data.train_dataloader()))
 
 
+def test_where_names_documents_files_and_bytes_of_what_a_training_gets_at_a_step(as_json, tool, store, corpus):
+    options = ["--context-size", 16, "--batch-size", 3]
+    data = GPTDataModule(str(store), context_size=16, batch_size=3)
+    data.setup("fit")
+    batch = list(data.train_dataloader())[5]
+    [share] = as_json("where", 5, store, *options)
+    raw = (corpus / "a.txt").read_bytes()
+    for source, input_ids in zip(share["sources"], batch.input_ids, strict=True):
+        assert source["text"] == data.tokenizer.decode(input_ids.tolist())
+        [origin] = source["origins"]
+        assert (origin["document"], origin["file"]) == (0, str(corpus / "a.txt"))
+        start, stop = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+", origin["span"]))
+        assert raw[start:stop].decode().startswith(source["text"])
+    shares = as_json("plan", store, "--step", 5, "--world-size", 3, "--context-size", 16, "--batch-size", 1, "--show")
+    assert [share["sources"][0] for share in shares] == share["sources"]
+    shown = tool("where", 5, store, *options)[1]
+    assert re.search(rf"0 +{share['sources'][0]['window']} +0 +{corpus}/a.txt +bytes [\d,]+ to [\d,]+ ", shown)
+    assert tool("plan", store, "--step", 5, *options, "--show")[1].endswith(shown.partition("\n")[2])
+
+
+def test_where_leaves_out_what_a_training_leaves_out(as_json, store):
+    def windows(*options: object) -> list[int]:
+        return [source["window"] for share in as_json("where", 2, store, *options) for source in share["sources"]]
+
+    assert windows("--skip", "step 2") == as_json("plan", store, "--step", 3)[0]["windows"]
+
+
 # What a training has learned.
 
 
@@ -532,7 +559,11 @@ def run(*args: object, **options: Any) -> subprocess.CompletedProcess:
 
 
 def test_help_has_examples_and_needs_no_torch():
-    for args in ([], ["--help"], *([name, "--help"] for name in ("prepare", "info", "preview", "verify", "plan"))):
+    for args in (
+        [],
+        ["--help"],
+        *([name, "--help"] for name in ("prepare", "info", "preview", "verify", "plan", "where")),
+    ):
         code = f"import sys; from gpt2_lit.cli.tool import main\ntry: main({args!r})\n"
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run(

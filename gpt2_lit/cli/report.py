@@ -90,10 +90,11 @@ class RunReport(Callback):
         self.last = self._values(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_tokens": self._throughput.num_tokens, "seconds": self.seconds, "first": self.first}
+        return {"seconds": self.seconds, "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._throughput.num_tokens = state_dict["num_tokens"]
+        if "num_tokens" in state_dict:  # of a run before Throughput kept it
+            self._throughput.num_tokens = state_dict["num_tokens"]
         self.seconds, self.first = state_dict["seconds"], state_dict["first"]
 
     def _values(self, trainer: Trainer) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -154,16 +155,21 @@ class RunCheckpoint(Checkpoint):
         every_n_steps: Optimizer steps from one last.ckpt to the next. It is also saved at the end of each epoch, and
             when the training ends or is stopped.
         monitor: Name of the logged value that is lowest for best.ckpt. While it is not logged there is no such file.
+        keep_last: How many of the last checkpoints stay: above 1 each last.ckpt is also step-N.ckpt, after step N, and
+            the oldest ones beyond this number are deleted.
 
     Raises:
-        ValueError: If ``every_n_steps`` is below 1.
+        ValueError: If ``every_n_steps`` or ``keep_last`` is below 1.
     """
 
-    def __init__(self, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
+    def __init__(self, every_n_steps: int = 500, monitor: str = "val/loss", keep_last: int = 1) -> None:
         if every_n_steps < 1:
             raise InvalidValue(f"every_n_steps must be at least 1, got {every_n_steps}. Set checkpoint.every_n_steps.")
+        if keep_last < 1:
+            raise InvalidValue(f"keep_last must be at least 1, got {keep_last}. Set checkpoint.keep_last.")
         self.every_n_steps = every_n_steps
         self.monitor = monitor
+        self.keep_last = keep_last
         self.directory: Path | None = None
         self.best_score = float("inf")
         self.best_model_path = self.last_model_path = ""  # a Trainer reads the first for ckpt_path="best"
@@ -292,6 +298,8 @@ class RunCheckpoint(Checkpoint):
             self._saving_is_due = False
             with validation_begins_again(trainer) if trainer.validating else nullcontext():
                 self._save(trainer, "last.ckpt")
+            if self.keep_last > 1 and self.directory and trainer.is_global_zero:
+                _keep(self.directory, trainer.global_step, self.keep_last)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._stopping:
@@ -312,6 +320,19 @@ class RunCheckpoint(Checkpoint):
         }
         self.best_model_path = found.get("best.ckpt", self.best_model_path)
         self.last_model_path = found.get("last.ckpt", self.last_model_path)
+
+
+def _keep(directory: Path, step: int, num_kept: int) -> None:
+    """Give last.ckpt a second name, that of its step, and delete the oldest of those beyond ``num_kept``."""
+    last = directory / "last.ckpt"
+    with _whole(directory / f"step-{step}.ckpt") as aside:
+        try:
+            os.link(last, aside)  # takes no room
+        except OSError:  # a directory, sharded by a strategy; or a file system without links
+            shutil.copytree(last, aside) if last.is_dir() else shutil.copy2(last, aside)
+    # By age and not by number: a run that was resumed from before them may have left files of later steps.
+    for old in sorted(directory.glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-num_kept]:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:

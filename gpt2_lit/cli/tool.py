@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gpt2_lit.data.windows import TokenWindows
     from gpt2_lit.store.token_store import TokenStore
 
+SHOWN_CHARACTERS = 40  # of a window
 RECIPE_OPTIONS = ("tokenizer", "text_field", "strip_gutenberg", "document_separator", "max_unpacked")
 
 
@@ -238,15 +239,17 @@ def plan(options: argparse.Namespace) -> None:
     epochs; accumulated batches count one by one. The worker is that of a training
     which was not stopped within the epoch.
 
-    example:
+    examples:
       gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000
+      gpt2-lit plan tokens --step 1000 --show     documents, files and bytes, too
     """
     data, _, _ = _data(options)
     shares = []
     for rank in range(options.world_size):
         epoch, windows, batch = _share(data, options.step, rank, options.world_size)
         worker = batch % options.num_workers if options.num_workers else None
-        shares.append({"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()})
+        share = {"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()}
+        shares.append(share | ({"sources": _sources(data, windows)} if options.show else {}))
     if options.json:
         _print_json(shares)
         return
@@ -257,6 +260,33 @@ def plan(options: argparse.Namespace) -> None:
         worker = "-" if share["worker"] is None else str(share["worker"])
         table.add_row(str(share["process"]), worker, " ".join(map(str, share["windows"])))
     console.print(table)
+    if options.show:
+        console.print()
+        _print_sources(console, shares)
+
+
+def where(options: argparse.Namespace) -> None:
+    """tell from which documents, files and bytes the windows of a step come
+
+    Steps, windows and documents count from 0; accumulated batches count one by one.
+    Bytes are those of the window in a plain text, and of its line in a .jsonl file.
+    By these numbers --data.skip leaves windows, documents or steps out.
+
+    examples:
+      gpt2-lit where 2050 logs/version_0        what that run had at step 2050
+      gpt2-lit where 0 tokens --batch-size 16
+    """
+    data, _, _ = _data(options)
+    shares = []
+    for rank in range(options.world_size):
+        epoch, windows, _ = _share(data, options.step, rank, options.world_size)
+        shares.append({"process": rank, "epoch": epoch, "sources": _sources(data, windows)})
+    if options.json:
+        _print_json(shares)
+        return
+    console = _console()
+    console.print(_text(f"step {options.step}, in epoch {shares[0]['epoch']}", style="bold"))
+    _print_sources(console, shares)
 
 
 def neighbours(options: argparse.Namespace) -> None:
@@ -411,11 +441,24 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
 
     sampler = data.train_sampler(rank, world_size)
     sampler.check_batches()
-    position = sampler.after(Position(0, 0), step)
-    if not sampler.batches_from(position.window):
-        position = Position(position.epoch + 1, 0)
-    sampler.position = lambda: position
-    return position.epoch, next(iter(sampler)), len(sampler) - sampler.batches_from(position.window)
+    position, windows = sampler.next_batch(sampler.after(Position(0, 0), step))
+    return position.epoch, windows, len(sampler) - sampler.batches_from(position)
+
+
+def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any]]:
+    """Where windows come from, and how each begins."""
+    from gpt2_lit.monitor.counts import checked
+
+    assert data.train_dataset is not None, "it is set up"
+    found = []
+    for window in windows.tolist():
+        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size, data.tokenizer.name)
+        origins = [
+            {"document": origin.document, "file": origin.file, "span": str(origin.span or "")}
+            for origin in data.origins(window)
+        ]
+        found.append({"window": window, "origins": origins, "text": data.tokenizer.decode(ids.tolist())})
+    return found
 
 
 def _checkpoint(name: str) -> str:
@@ -445,6 +488,21 @@ def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
 
 
 # What is printed.
+
+
+def _print_sources(console: Console, shares: list[dict[str, Any]]) -> None:
+    from gpt2_lit.monitor.counts import visible
+
+    table = _table("process", "window", "document", "file", "in it", "text")
+    for share in shares:
+        for source in share["sources"]:
+            head = [str(share["process"]), f"{source['window']:,}"]
+            text = visible(source["text"][:SHOWN_CHARACTERS]) + "..." * (len(source["text"]) > SHOWN_CHARACTERS)
+            for origin in source["origins"]:
+                document = "" if origin["document"] is None else f"{origin['document']:,}"
+                table.add_row(*map(_text, (*head, document, origin["file"], origin["span"], text)))
+                head, text = ["", ""], ""
+    console.print(table)
 
 
 def _console() -> Console:
@@ -590,6 +648,12 @@ The options of a command:  gpt2-lit COMMAND --help
     number(planned, "--world-size", 1, 1, "processes that train")
     number(planned, "--num-workers", 0, 0, "loader workers of each process")
     number(planned, "--step", 0, 0, "number of the batch since the training began")
+    planned.add_argument("--show", action="store_true", help="also show their documents, files and bytes")
+
+    asked = command(where)
+    number(asked, "step", 0, None, "number of the batch since the training began")
+    data(asked)
+    number(asked, "--world-size", 1, 1, "processes that train")
 
     checkpoint = "a checkpoint or other file of weights, or last or best for that of the newest run in logs/"
     near = command(neighbours)

@@ -12,13 +12,16 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from gpt2_lit.data.identity import DataIdentity
 from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
 from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
+from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
 from gpt2_lit.data.windows import TokenWindows
 from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
+from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
@@ -68,6 +71,8 @@ class GPTDataModule(LightningDataModule):
         check: Whether to read all tokens once before training, and compare them with the checksums of their store.
         continue_with_other_data: Whether a checkpoint of a run on other data is taken: with its weights, optimizer and
             step count, training continues at the beginning of an epoch of this data. It holds for one start of a run.
+        skip: What training leaves out: windows, documents or steps by their numbers from 0, as gpt2-lit where tells
+            them, like 'documents 3 5-6, steps 2000-2100'. A resumed run may leave out more, not less.
 
     Example:
         >>> data = GPTDataModule(context_size=16, batch_size=4)
@@ -103,6 +108,7 @@ class GPTDataModule(LightningDataModule):
         cache_size: float = 50.0,
         check: bool = False,
         continue_with_other_data: bool = False,
+        skip: str | None = None,
     ) -> None:
         super().__init__()
         self.val_fraction = real_number("val_fraction", val_fraction)
@@ -125,6 +131,7 @@ class GPTDataModule(LightningDataModule):
         self.check = true_or_false("check", check)
         self.continue_with_other_data = true_or_false("continue_with_other_data", continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
+        self.skip = parse_skip(skip)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -222,9 +229,7 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(
-                    self.trainer, sampler, self._identity, self.continue_with_other_data
-                )
+                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity_of(sampler))
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -241,8 +246,9 @@ class GPTDataModule(LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
         """The order of training, of which each of several processes has a share."""
-        return WindowSampler(
-            len(_set_up(self.train_dataset)),
+        dataset = _set_up(self.train_dataset)
+        sampler = WindowSampler(
+            len(dataset),
             self.batch_size,
             self.seed,
             self.shuffle,
@@ -250,6 +256,8 @@ class GPTDataModule(LightningDataModule):
             rank,
             world_size,
         )
+        Skip(self.skip, dataset, sampler)
+        return sampler
 
     def train_dataloader(self) -> DataLoader:
         """Batches of training windows. Without a Trainer each loader begins with epoch 0, or where a state was."""
@@ -293,6 +301,17 @@ class GPTDataModule(LightningDataModule):
         elif self.train_dataset is not None and not self.continue_with_other_data:
             self._new_passes(self._train_sampler)  # refuses a state of other data
 
+    def origins(self, window: int) -> list[Origin]:
+        """Where a training window comes from: the documents that it has tokens of, and their files."""
+        dataset = _set_up(self.train_dataset)
+        start = int(dataset.starts(np.array([window]))[0])
+        return self._origins.of(start, start + self.context_size + 1)
+
+    def last_windows(self) -> np.ndarray:
+        """The windows of the batch that this process has just trained on, under a Trainer."""
+        assert self._progress, "a training has begun"
+        return self._progress.last_windows()
+
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
         train, val = _set_up(self.train_dataset), self.val_dataset
@@ -312,6 +331,7 @@ class GPTDataModule(LightningDataModule):
             ("val", _split_line(val, total) if val else "none (val_fraction is 0)"),
             ("batch", f"{self.batch_size} windows x {self.context_size} tokens"),
             ("epoch", f"{len(sampler):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
+            *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
@@ -337,6 +357,10 @@ class GPTDataModule(LightningDataModule):
         if self.trainer and self._limit_val_batches is None:
             self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0  # or Lightning warns of a loader without batches
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(_set_up(self.train_dataset).tokens, self.tokenizer)
 
     @property
     def _cache(self) -> TokenCache:
@@ -381,7 +405,7 @@ class GPTDataModule(LightningDataModule):
             )
 
     def _new_passes(self, sampler: WindowSampler) -> Passes:
-        passes = Passes(sampler, self._identity, self.continue_with_other_data, self._train_on)
+        passes = Passes(sampler, self._identity_of(sampler), self._train_on)
         if self._state_to_resume:
             passes.restore(self._state_to_resume)
         return passes
@@ -423,12 +447,11 @@ class GPTDataModule(LightningDataModule):
         """One for all passes of a trainer; without a trainer a new one, which begins with the first epoch."""
         return self._progress.sampler if self._progress else self.train_sampler(*self._rank_and_world_size)
 
-    @property
-    def _identity(self) -> dict[str, Any]:
+    def _identity_of(self, sampler: WindowSampler) -> DataIdentity:
         """What a position in the data refers to. The batch size may change."""
         dataset = _set_up(self.train_dataset)
         assert self.store is not None
-        return {
+        values = {
             "order_version": ORDER_VERSION,
             "windows": len(dataset),
             "context_size": self.context_size,
@@ -438,6 +461,7 @@ class GPTDataModule(LightningDataModule):
             "tokens": self.store.content,
             "ranges": zlib.crc32(np.array(dataset.ranges).data),
         }
+        return DataIdentity(values, Skip(self.skip, dataset, sampler), self.continue_with_other_data)
 
 
 def _looked_up(source: Source) -> Source:

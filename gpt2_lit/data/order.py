@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -70,26 +70,67 @@ def permute_in_blocks(
     return (windows + first) % num_windows
 
 
+def positions_of(windows: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
+    """The way back from :func:`permute`: at which positions of a shuffled epoch these windows come.
+
+    Example:
+        >>> positions_of(np.array([3, 2, 5]), num_windows=10, seed=42, epoch=0).tolist()
+        [0, 1, 9]
+    """
+    return _permute(windows, num_windows, _keys(seed, epoch), backwards=True)
+
+
+def positions_in_blocks(
+    windows: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " B"]:
+    """The way back from :func:`permute_in_blocks`: each of its steps is undone, the last first.
+
+    Example:
+        >>> positions_in_blocks(np.array([6, 2, 7]), num_windows=10, seed=42, epoch=0).tolist()
+        [0, 1, 9]
+    """
+    num_blocks = num_windows // BLOCK_WINDOWS
+    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
+    positions = (windows - first) % num_windows
+    blocks = positions // BLOCK_WINDOWS
+    whole = blocks < num_blocks
+    slots = _permute(blocks[whole], num_blocks, _keys(seed, epoch, _BLOCKS), backwards=True)
+    positions[whole] += (slots - blocks[whole]) * BLOCK_WINDOWS
+    group_windows = GROUP_BLOCKS * BLOCK_WINDOWS
+    groups = positions // group_windows
+    for group in np.unique(groups).tolist():
+        start = group * group_windows
+        stop = min(start + group_windows, num_windows)
+        of_group = groups == group
+        keys = _keys(seed, epoch, _GROUP, group)
+        positions[of_group] = start + _permute(positions[of_group] - start, stop - start, keys, backwards=True)
+    return positions
+
+
 def _keys(*what: int) -> np.ndarray:
     """The keys of one permutation, others for each seed, epoch and purpose."""
     digest = hashlib.blake2b(struct.pack(f"<{len(what)}q", *what), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8")
 
 
-def _permute(positions: np.ndarray, num_windows: int, keys: np.ndarray) -> np.ndarray:
+def _permute(positions: np.ndarray, num_windows: int, keys: np.ndarray, backwards: bool = False) -> np.ndarray:
     bits = max((num_windows - 1).bit_length(), 6)  # fewer shuffle badly
-    windows = _feistel(positions.astype(np.uint64), bits, keys)
+    rounds = list(enumerate(keys))[:: -1 if backwards else 1]
+    windows = _feistel(positions.astype(np.uint64), bits, rounds)
     while (outside := windows >= num_windows).any():
-        windows[outside] = _feistel(windows[outside], bits, keys)
+        windows[outside] = _feistel(windows[outside], bits, rounds)
     return windows.astype(np.int64)
 
 
-def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of 0 .. 2**bits - 1: each half in turn is changed by a hash of the other, which can be undone."""
+def _feistel(numbers: np.ndarray, bits: int, rounds: Sequence[tuple[int, np.uint64]]) -> np.ndarray:
+    """A permutation of 0 .. 2**bits - 1: each half in turn is changed by a hash of the other, which can be undone.
+
+    By the same rounds in reverse.
+    """
     right_bits = bits // 2
     left_bits = bits - right_bits
     left, right = numbers >> right_bits, numbers & ((1 << right_bits) - 1)
-    for i, key in enumerate(keys):
+    for i, key in rounds:
         if i % 2:
             right = right ^ (_mix(left ^ key) >> (64 - right_bits))
         else:
@@ -108,6 +149,13 @@ class Position(NamedTuple):
 
     epoch: int
     window: int
+
+
+class LeftOut(NamedTuple):
+    """What training leaves out of the order; all that comes after it keeps its place."""
+
+    windows: Int64[np.ndarray, " _"] = np.empty(0, np.int64)  # of each epoch, ascending
+    stretches: tuple[tuple[int, int, int], ...] = ()  # (epoch, start, stop): positions of one epoch
 
 
 class WindowSampler(DistributedSampler):
@@ -144,6 +192,8 @@ class WindowSampler(DistributedSampler):
             raise ValueError("several processes that begin within an epoch need drop_last.")
         super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
         self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
+        self.positions_of = {False: None, "block": positions_in_blocks}.get(shuffle, positions_of)
+        self.leave_out(LeftOut())
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.position = position
@@ -153,9 +203,14 @@ class WindowSampler(DistributedSampler):
         """Windows that all processes together take at a time."""
         return self.batch_size * self.num_replicas
 
+    def leave_out(self, left_out: LeftOut) -> None:
+        """Take only the others from now on."""
+        self.left_out = left_out
+        self._left_out_of: dict[int, np.ndarray] = {}  # positions, by the epoch
+
     def __len__(self) -> int:
         """Batches in one whole epoch."""
-        return self.batches_from(0)
+        return self._num_batches(self.num_windows - len(self.left_out.windows))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self.position:
@@ -166,17 +221,18 @@ class WindowSampler(DistributedSampler):
         if self.num_replicas > 1 and not self.drop_last:
             yield from self._even_batches(epoch)
             return
-        remaining = len(self)
+        remaining = len(self) if self.position else self.batches_from(Position(epoch, 0))
         while remaining:
-            num_batches = min(self.batches_from(window), remaining, max(_AT_A_TIME // self.global_batch, 1))
+            left = self.batches_from(Position(epoch, window))
+            num_batches = min(left, remaining, max(_AT_A_TIME // self.global_batch, 1))
             if not num_batches:
                 epoch, window = epoch + 1, 0
                 continue
-            stop = min(window + num_batches * self.global_batch, self.num_windows)
-            windows = self._windows(epoch, window, stop)
+            first = self._num_kept(epoch, window)
+            windows = self._windows(epoch, first, first + num_batches * self.global_batch)
             for start in range(self.rank * self.batch_size, len(windows), self.global_batch):
                 yield windows[start : start + self.batch_size]
-            window, remaining = stop, remaining - num_batches
+            window, remaining = self._reached(epoch, window, num_batches), remaining - num_batches
 
     def check_batches(self) -> None:
         """Raise an InvalidValue if there are too few windows for one full batch."""
@@ -184,22 +240,60 @@ class WindowSampler(DistributedSampler):
             or_keep_it = ", or set data.drop_last to false" if self.num_replicas == 1 else ""
             raise InvalidValue(
                 f"too few windows for one full batch: {self.num_replicas} x batch_size {self.batch_size} windows, and "
-                f"the train split has {self.num_windows}. Lower data.batch_size or data.stride{or_keep_it}."
+                f"the train split has {self.num_windows - len(self.left_out.windows)}. Lower data.batch_size or "
+                f"data.stride{or_keep_it}."
             )
 
     def after(self, position: Position, num_batches: int) -> Position:
         """The position ``num_batches`` global batches after ``position``."""
         epoch, window = position
-        left = self.batches_from(window)
-        if num_batches > left:
-            epochs, num_batches = divmod(num_batches - left - 1, len(self))
-            epoch, window, num_batches = epoch + 1 + epochs, 0, num_batches + 1
-        return Position(epoch, min(window + num_batches * self.global_batch, self.num_windows))
+        last_uneven = max((stretch[0] for stretch in self.left_out.stretches), default=-1)
+        while num_batches > (left := self.batches_from(Position(epoch, window))):
+            if epoch < last_uneven:
+                epoch, window, num_batches = epoch + 1, 0, num_batches - left
+            else:  # from here on each epoch is as long as any other
+                epochs, num_batches = divmod(num_batches - left - 1, len(self))
+                epoch, window, num_batches = epoch + 1 + epochs, 0, num_batches + 1
+        return Position(epoch, self._reached(epoch, window, num_batches))
 
-    def batches_from(self, window: int) -> int:
-        """Global batches between a window and the end of its epoch."""
-        full, rest = divmod(self.num_windows - window, self.global_batch)
+    def batches_from(self, position: Position) -> int:
+        """Global batches between a position and the end of its epoch."""
+        return self._num_batches(self._num_kept(position.epoch) - self._num_kept(*position))
+
+    def next_batch(self, position: Position) -> tuple[Position, Int64[np.ndarray, " _"]]:
+        """This process's windows of the next global batch after a position, and where that one begins."""
+        while not self.batches_from(position):
+            position = Position(position.epoch + 1, 0)
+        first = self._num_kept(*position) + self.rank * self.batch_size
+        return position, self._windows(position.epoch, first, first + self.batch_size)
+
+    def _num_batches(self, num_windows: int) -> int:
+        full, rest = divmod(num_windows, self.global_batch)
         return full + (rest > 0 and not self.drop_last)
+
+    def _num_kept(self, epoch: int, before: int | None = None) -> int:
+        """Windows of an epoch that are trained on: all, or those before a position."""
+        before = self.num_windows if before is None else before
+        return before - int(np.searchsorted(self._positions_left_out(epoch), before))
+
+    def _reached(self, epoch: int, window: int, num_batches: int) -> int:
+        """The position after so many global batches of one epoch, from another position on."""
+        kept = min(self._num_kept(epoch, window) + num_batches * self.global_batch, self._num_kept(epoch))
+        return self._position(epoch, np.array([kept - 1])).item() + 1 if num_batches and kept else window
+
+    def _position(self, epoch: int, kept: np.ndarray) -> np.ndarray:
+        """The positions of windows that are trained on, by their numbers among these."""
+        left_out = self._positions_left_out(epoch)
+        return kept + np.searchsorted(left_out - np.arange(len(left_out)), kept, side="right")
+
+    def _positions_left_out(self, epoch: int) -> np.ndarray:
+        if epoch not in self._left_out_of:
+            windows, stretches = self.left_out
+            if len(windows) and self.positions_of:
+                windows = self.positions_of(windows, self.num_windows, self.seed, epoch)
+            parts = [np.arange(start, stop) for where, start, stop in stretches if where == epoch]
+            self._left_out_of = {epoch: np.unique(np.concatenate([windows, *parts]))}  # the last one asked for
+        return self._left_out_of[epoch]
 
     def _even_batches(self, epoch: int) -> Iterator[np.ndarray]:
         """This process's batches of an epoch, the last two global batches of which are cut into pieces of one size."""
@@ -207,12 +301,13 @@ class WindowSampler(DistributedSampler):
         rest_from = num_full * self.global_batch
         for start in range(self.rank * self.batch_size, rest_from, self.global_batch):
             yield self._windows(epoch, start, start + self.batch_size)
-        rest, pieces = self.num_windows - rest_from, (len(self) - num_full) * self.num_replicas
+        rest, pieces = self._num_kept(epoch) - rest_from, (len(self) - num_full) * self.num_replicas
         for piece in range(self.rank, pieces, self.num_replicas):
             # Rounded up, so that no process has more windows than the first.
             start, stop = (rest_from + -(-rest * number // pieces) for number in (piece, piece + 1))
             yield self._windows(epoch, start, stop)
 
     def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        positions = np.arange(start, stop)
+        """The windows of an epoch from number ``start`` to ``stop`` among those that are trained on."""
+        positions = self._position(epoch, np.arange(start, min(stop, self._num_kept(epoch))))
         return self.permute(positions, self.num_windows, self.seed, epoch) if self.permute else positions

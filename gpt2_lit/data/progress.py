@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpt2_lit.data.identity import DataIdentity
 from gpt2_lit.data.order import Position, WindowSampler
-from gpt2_lit.data.passes import check_same_data, differences
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import batches_trained, callbacks_of, counters_of_the_epoch
 
@@ -18,36 +20,30 @@ class Progress(Callback):
     Args:
         trainer: The trainer whose batches count: those it has finished, because workers prefetch.
         sampler: The training's sampler.
-        identity: What a position refers to, in plain numbers and strings.
-        continue_with_other_data: Whether a checkpoint of another identity is taken, and then begins an epoch.
+        identity: What a position refers to.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        sampler: WindowSampler,
-        identity: dict[str, Any],
-        continue_with_other_data: bool = False,
-    ) -> None:
+    def __init__(self, trainer: Trainer, sampler: WindowSampler, identity: DataIdentity) -> None:
         self.trainer = trainer
         self.sampler = sampler
         self.identity = identity
-        self.continue_with_other_data = continue_with_other_data
-        self._batches_differ = False  # from those that a checkpoint counts
+        self._as_counted = True  # whether the epoch has the batches that a checkpoint counts
         self._restored: dict[str, Any] = {"epoch": 0, "window": 0, "batches": 0, "global_batch": sampler.global_batch}
 
     def position(self) -> Position:
         """The epoch, and the windows of it that were trained on by all processes together."""
-        # The trainer's count is restored after this object: until then it is below that of the checkpoint.
-        batches = max(batches_trained(self.trainer) - self._restored["batches"], 0)
-        return self.sampler.after(Position(self._restored["epoch"], self._restored["window"]), batches)
+        return self._position_after(batches_trained(self.trainer))
+
+    def last_windows(self) -> Int64[np.ndarray, " _"]:
+        """The windows of this process in the batch that has just ended."""
+        return self.sampler.next_batch(self._position_after(batches_trained(self.trainer) - 1))[1]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         epoch, window = self.position()
         batches = batches_trained(self.trainer)
         counts = {"epoch": epoch, "window": window, "batches": batches, "global_batch": self.sampler.global_batch}
-        return counts | self.identity
+        return counts | self.identity.state()
 
     def resize(self, batch_size: int) -> None:
         """Continue from here with batches of another size."""
@@ -58,7 +54,7 @@ class Progress(Callback):
         except InvalidValue:
             self.sampler.batch_size = former
             raise
-        self._restored, self._batches_differ = state | {"global_batch": self.sampler.global_batch}, False
+        self._restored, self._as_counted = state | {"global_batch": self.sampler.global_batch}, True
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
@@ -66,32 +62,34 @@ class Progress(Callback):
         Raises:
             ValueError: If it is of a training on other data, and that is not wanted.
         """
-        differing = differences(state, self.identity)
-        check_same_data(differing, self.continue_with_other_data, self.sampler.rank)
-        self._restored = state | {"window": 0} if differing else state
-        self._batches_differ = bool(differing) or state["global_batch"] != self.sampler.global_batch
+        position, as_counted = self.identity.resume(state)
+        self._restored = state | position._asdict()
+        self._as_counted = as_counted and state["global_batch"] == self.sampler.global_batch
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """With other batches, tell Lightning how many the epoch has left, before it restores its counters."""
-        if trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0 or not self._batches_differ:
+        if trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0 or self._as_counted:
             return
         counters = counters_of_the_epoch(checkpoint)
         if counters["is_last_batch"]:  # the epoch is over, even if the windows left out make a batch of the new size
             self._restored = self._restored | {"epoch": self._restored["epoch"] + 1, "window": 0}
             return
-        batches_left = self.sampler.batches_from(self._restored["window"])
+        batches_left = self.sampler.batches_from(Position(self._restored["epoch"], self._restored["window"]))
         counters["is_last_batch"] = not batches_left
         current = counters["current"]
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end
             current[count] += shift
 
+    def _position_after(self, batches: int) -> Position:
+        # The trainer's count is restored after this object: until then it is below that of the checkpoint.
+        more = max(batches - self._restored["batches"], 0)
+        return self.sampler.after(Position(self._restored["epoch"], self._restored["window"]), more)
 
-def follow(
-    trainer: Trainer, sampler: WindowSampler, identity: dict[str, Any], continue_with_other_data: bool = False
-) -> Progress:
+
+def follow(trainer: Trainer, sampler: WindowSampler, identity: DataIdentity) -> Progress:
     """The progress of a training that begins, as one of the trainer's callbacks; each pass begins at its position."""
-    progress, callbacks = Progress(trainer, sampler, identity, continue_with_other_data), callbacks_of(trainer)
+    progress, callbacks = Progress(trainer, sampler, identity), callbacks_of(trainer)
     sampler.position = progress.position
     callbacks[:] = [progress, *(callback for callback in callbacks if not isinstance(callback, Progress))]
     return progress

@@ -95,6 +95,24 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
         )
         return batch if self.end_of_text is None else DocumentBatch(*batch, *_documents(rows, self.end_of_text))
 
+    def starts(self, windows: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The position of the first token of each window."""
+        return self._starts(self._checked(windows))
+
+    def with_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " _"]:
+        """The windows that have one of the tokens from ``start`` up to, and without, ``stop``, as input or target.
+
+        Example:
+            >>> TokenWindows(np.arange(20), context_size=4, stride=4).with_tokens(8, 9).tolist()
+            [1, 2]
+        """
+        sizes = np.diff(self._windows_before)
+        # Window k of a piece has the tokens k * stride to k * stride + context_size of it.
+        first = -((self._piece_starts + self.context_size - start) // self.stride)
+        last = -((self._piece_starts - stop) // self.stride)
+        ranges = zip(self._windows_before, np.clip(first, 0, sizes), np.clip(last, 0, sizes), strict=False)
+        return np.concatenate([np.empty(0, np.int64), *(before + np.arange(low, high) for before, low, high in ranges)])
+
     def _checked(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> np.ndarray:
         """The windows that an index names, from 0."""
         windows, num_windows = np.asarray(index), len(self)

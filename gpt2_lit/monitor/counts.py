@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from gpt2_lit.data.windows import Batch
+from gpt2_lit.data.windows import Batch, TokenWindows
 from gpt2_lit.errors import InvalidValue
+from gpt2_lit.text.tokenizer import Tokenizer
 
 # Bounds, so that the cost does not grow with the corpus: 8,388,608 tokens in 512 reads, which a cold disk can do.
 RUNS, RUN_TOKENS = 512, 2**14
@@ -87,6 +88,22 @@ def unigram_perplexity(counts: Int64[np.ndarray, " V"], targets: Int64[np.ndarra
     return float(np.exp(-np.average(np.log(shares), weights=targets)))
 
 
+def bytes_per_target(data: Any, split: str) -> float | None:
+    """Bytes of text for each target of a split's windows, in UTF-8; ends of text have none.
+
+    None where the data has no such split, or a tokenizer that does not know its text.
+    """
+    windows, tokenizer = getattr(data, f"{split}_dataset", None), getattr(data, "tokenizer", None)
+    if not isinstance(windows, TokenWindows) or not isinstance(tokenizer, Tokenizer) or tokenizer.end_of_text < 0:
+        return None
+    num_tokens = num_bytes = 0
+    for batch in sample(windows):
+        targets = batch.target_ids.numpy().ravel()
+        num_tokens += len(targets)
+        num_bytes += len(tokenizer.decode_bytes(targets[targets != tokenizer.end_of_text]))
+    return num_bytes / num_tokens
+
+
 def visible(text: str) -> str:
     r"""A text on one line: line ends, other invisible characters and backslashes are escapes.
 
@@ -113,10 +130,11 @@ def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
 
 
 class Corpus(NamedTuple):
-    """A tokenizer's way back to text, and the windows that are trained on."""
+    """A tokenizer's way back to text, the windows that are trained on, and the tokenizer's way there."""
 
     decode: Callable[[list[int]], str]
     windows: Any  # windows[[3, 1]] is a Batch
+    encode: Callable[[str], list[int]] | None = None
 
 
 def windows_as_text(corpus: Corpus) -> str:
@@ -139,3 +157,8 @@ def windows_as_text(corpus: Corpus) -> str:
         lines += [f"    input   {above}", f"    target  {below}"]
         parts.append(f"**window {row:,}**\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def as_block(text: str) -> str:
+    """A text in Markdown that is shown line by line as it is."""
+    return "\n".join(f"    {visible(line)}" for line in text.split("\n"))

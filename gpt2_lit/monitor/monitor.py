@@ -16,18 +16,22 @@ from torch.utils.hooks import RemovableHandle
 
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, whole_number
 from gpt2_lit.lightning_private import logs_this_step
-from gpt2_lit.monitor.counts import Corpus, most_frequent, spread, token_counts, token_label, windows_as_text
+from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
 from gpt2_lit.monitor.figures import heat_map, line_chart
+from gpt2_lit.monitor.generate import check_drawing, generate
+from gpt2_lit.monitor.losses import HighestLosses
 
 HEAT_MAP_CELLS = 256  # on a side
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
 
+PROMPT_TOKENS = 8  # of the training text
+
 KINDS = ("token", "position", "input")
 NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
 BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
-STATE = "embedding_monitor.seen"  # in a checkpoint
+STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  # in a checkpoint
 
 
 class EmbeddingMonitor(Callback):
@@ -39,6 +43,14 @@ class EmbeddingMonitor(Callback):
     Args:
         every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures.
         projected_tokens: How many of the most frequent tokens the Projector gets, at most 2,000; 0 is no Projector.
+        sample_every_n_steps: Optimizer steps from one text that the model writes, for the Text tab, to the next; 0 is
+            none. The model's forward must give logits. The random numbers of the training stay as they are.
+        sample_prompt: What the text begins with. None is the beginning of the training text.
+        sample_tokens: Tokens that the model appends.
+        sample_temperature: Below 1 likely tokens become more likely, above 1 less; 0 always takes the most likely one.
+        sample_top_k: Draw from this many of the most likely tokens. None is all.
+        highest_losses: How many of the windows of highest loss since the last picture are shown with their sources, in
+            the Text tab; 0 is none. Each window's loss is computed a second time.
 
     Raises:
         ValueError: If an option is out of its range, or, when training starts, if the model does not have exactly one
@@ -48,9 +60,18 @@ class EmbeddingMonitor(Callback):
         >>> trainer = Trainer(callbacks=[EmbeddingMonitor(every_n_steps=100)], logger=TensorBoardLogger("logs"))
     """
 
-    def __init__(self, every_n_steps: int = 1000, projected_tokens: int = PROJECTED_ROWS) -> None:
-        if every_n_steps < 0:
-            raise InvalidValue(f"every_n_steps must be at least 0, got {every_n_steps}. Set monitor.every_n_steps.")
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        projected_tokens: int = PROJECTED_ROWS,
+        sample_every_n_steps: int = 0,
+        sample_prompt: str | None = None,
+        sample_tokens: int = 64,
+        sample_temperature: int | float = 1.0,
+        sample_top_k: int | None = None,
+        highest_losses: int = 0,
+    ) -> None:
+        whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
             raise InvalidValue(
                 f"projected_tokens must be from 0 to {PROJECTED_ROWS}, which a browser can show, got "
@@ -58,11 +79,24 @@ class EmbeddingMonitor(Callback):
             )
         self.every_n_steps = every_n_steps
         self.projected_tokens = projected_tokens
+        self.sample_every_n_steps = whole_number("sample_every_n_steps", sample_every_n_steps, least=0, of="monitor.")
+        self.sample_prompt = sample_prompt
+        self.sample_tokens = whole_number("sample_tokens", sample_tokens, of="monitor.")
+        check_drawing(sample_temperature, sample_top_k, of="monitor.sample_")
+        self.sample_temperature, self.sample_top_k = sample_temperature, sample_top_k
+        self._highest = HighestLosses(whole_number("highest_losses", highest_losses, least=0, of="monitor."))
         self._seen = torch.zeros(0, dtype=torch.uint8)  # 1 for each id that was an input
         self._hook: RemovableHandle | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._embedding = find_embedding(pl_module)
+        self._highest.check(trainer)
+        vars(pl_module)["gives_window_losses"] = self._highest.num > 0
+        if self.sample_every_n_steps and type(pl_module).forward is LightningModule.forward:
+            raise InvalidValue(
+                "monitor.sample_every_n_steps is for models whose forward gives logits, and "
+                f"{type(pl_module).__name__} has no forward. Give it one, or leave the option out."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         embedding, begins = self._embedding, trainer.global_step == 0
@@ -88,6 +122,7 @@ class EmbeddingMonitor(Callback):
                 writer.add_text("training_windows", windows_as_text(self._corpus), 0)
         if begins:
             self._picture(trainer)
+            self._sample(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._measuring = logs_this_step(trainer)
@@ -113,15 +148,19 @@ class EmbeddingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._measuring and self._has_whole_tables(trainer):
+            grads = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            norms = [vector_norms(_values(grad).flatten()) for grad in grads]
+            self._of_tables["gradient_norm/total"] = vector_norms(torch.stack(norms))
             for kind, module in self._modules().items():
                 if (grad := module.weight.grad) is not None:
-                    values = grad.coalesce().values() if grad.is_sparse else grad
-                    self._of_tables[f"gradient_norm/{kind}_embedding"] = vector_norms(values.flatten())
+                    self._of_tables[f"gradient_norm/{kind}_embedding"] = vector_norms(_values(grad).flatten())
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._highest.num:
+            self._highest.add(outputs, self._step_before, trainer.datamodule.last_windows)  # type: ignore[attr-defined]
         if trainer.global_step == self._step_before:  # the next batch belongs to the same step
             return
         if self._measuring:
@@ -139,11 +178,15 @@ class EmbeddingMonitor(Callback):
                 pl_module.log_dict(self._of_tables, rank_zero_only=True)
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._picture(trainer)
+            self._show_highest(trainer)
+        if self.sample_every_n_steps and trainer.global_step % self.sample_every_n_steps == 0:
+            self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
         if self._pictured_step != trainer.global_step:
             self._picture(trainer)
+            self._show_highest(trainer)
         self._project(trainer)
         for writer in self._writers:
             writer.file_writer.add_summary(self._session_end)
@@ -155,9 +198,13 @@ class EmbeddingMonitor(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._unite_seen(trainer)
         checkpoint[STATE] = self._seen.cpu().clone()
+        self._highest.unite(trainer)
+        if self._highest.num:
+            checkpoint[HIGHEST] = self._highest.found
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._seen = checkpoint.get(STATE, self._seen)
+        self._highest.merge(checkpoint.get(HIGHEST, []))
 
     def _unite_seen(self, trainer: Trainer) -> None:
         """The ids that any process has seen; a collective operation."""
@@ -219,6 +266,37 @@ class EmbeddingMonitor(Callback):
                 writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
             writer.add_image("embedding_picture/norm_by_position", by_position, step, dataformats="HWC")
             writer.add_image("embedding_picture/position_similarity", similarity_map, step, dataformats="HWC")
+
+    def _show_highest(self, trainer: Trainer) -> None:
+        """Show the windows of highest loss since the last time."""
+        self._highest.unite(trainer)
+        if self._writers and self._highest.found:
+            text = self._highest.as_text(trainer.datamodule)  # type: ignore[attr-defined]
+            for writer in self._writers:
+                writer.add_text("highest_losses", text, trainer.global_step)
+        self._highest.found = []
+
+    def _sample(self, trainer: Trainer, model: LightningModule) -> None:
+        """Let the model continue a prompt, by the same draws each time: what changes from text to text is the model."""
+        if not (self.sample_every_n_steps and self._writers and self._corpus and self._has_whole_tables(trainer)):
+            return
+        if self.sample_prompt is None or self._corpus.encode is None:
+            prompt = self._corpus.windows[[0]].input_ids[0, :PROMPT_TOKENS].tolist()
+        else:
+            prompt = self._corpus.encode(self.sample_prompt)
+        draws = torch.Generator(model.device).manual_seed(0)
+        ids = generate(
+            model,
+            torch.tensor([prompt], device=model.device),
+            self.sample_tokens,
+            self._embedding.context_size,
+            self.sample_temperature,
+            self.sample_top_k,
+            draws,
+        )[0, len(prompt) :].tolist()
+        before, written = (as_block(self._corpus.decode(part)) for part in (prompt, ids))
+        for writer in self._writers:
+            writer.add_text("sampled_text", f"after\n\n{before}\n\nthe model writes\n\n{written}", trainer.global_step)
 
     @torch.no_grad()
     def _project(self, trainer: Trainer) -> None:
@@ -322,9 +400,9 @@ def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, 
 def corpus_of(trainer: Trainer) -> Corpus | None:
     """The corpus of a trainer whose datamodule is one like GPTDataModule; None with another."""
     data = getattr(trainer, "datamodule", None)
-    decode = getattr(getattr(data, "tokenizer", None), "decode", None)
-    windows = getattr(data, "train_dataset", None)
-    return Corpus(decode, windows) if decode and windows else None
+    tokenizer, windows = getattr(data, "tokenizer", None), getattr(data, "train_dataset", None)
+    decode, encode = (getattr(tokenizer, name, None) for name in ("decode", "encode"))
+    return Corpus(decode, windows, encode) if decode and windows else None
 
 
 def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[Tensor, "N _"]:
@@ -335,6 +413,11 @@ def principal_components(vectors: Float[Tensor, "N D"], num_dims: int) -> Float[
         torch.manual_seed(0)
         u, s, _ = torch.pca_lowrank(vectors, q=min(num_dims, len(vectors)))
     return u * s
+
+
+def _values(grad: Tensor) -> Tensor:
+    """The numbers of a gradient that are not zero for sure."""
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _arguments(

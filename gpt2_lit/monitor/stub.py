@@ -1,5 +1,6 @@
 """norms and losses -> TensorBoard: the LightningModule that trains the embedding, until there is a model around it."""
 
+import math
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,6 +21,9 @@ from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue, NotPermitted
 from gpt2_lit.lightning_private import arguments_of, logs_this_step
+from gpt2_lit.monitor.counts import bytes_per_target
+from gpt2_lit.monitor.losses import window_losses
+from gpt2_lit.monitor.schedule import Schedule, decay_groups
 from gpt2_lit.trust import foreign_code_of_checkpoint
 
 # A partial function and not a lambda, so that a model can be pickled.
@@ -51,6 +55,11 @@ class EmbeddingStub(LightningModule):
             weight decay) are options below it. In Python: a function from parameters to an optimizer.
         pad_vocab_to_multiple_of: Rows without a token are added to the token table until their number is a multiple of
             this: 128 makes 50,304 rows for 50,257 ids, which suits GPUs.
+        warmup_steps: Optimizer steps in which the learning rate rises linearly to that of the optimizer.
+        lr_decay: How the learning rate falls after the warmup: none, linear, or cosine (along half a cosine).
+        decay_steps: Optimizer step at which it has fallen. None is the last one of the training.
+        min_lr_ratio: Share of the learning rate that is left then, from 0 to 1.
+        weight_decay_on: all parameters, or matrices: norms and biases then have no weight decay.
 
     Example:
         >>> model = EmbeddingStub(vocab_size=10, embed_dim=4, context_size=5)
@@ -68,8 +77,17 @@ class EmbeddingStub(LightningModule):
         backbone: nn.Module | None = None,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] = ADAMW,
         pad_vocab_to_multiple_of: int = 1,
+        warmup_steps: int = 0,
+        lr_decay: Literal["none", "linear", "cosine"] = "none",
+        decay_steps: int | None = None,
+        min_lr_ratio: float = 0.1,
+        weight_decay_on: Literal["all", "matrices"] = "all",
     ) -> None:
         super().__init__()
+        if weight_decay_on not in ("all", "matrices"):
+            raise InvalidValue(
+                f"weight_decay_on must be all or matrices, got {weight_decay_on!r}. Set model.weight_decay_on."
+            )
         # From Python, backbone and optimizer are objects, which a checkpoint of plain values cannot hold.
         self.save_hyperparameters(ignore="backbone")
         from_python = callable(self.hparams.get("optimizer"))
@@ -78,8 +96,12 @@ class EmbeddingStub(LightningModule):
         self.embedding = EmbeddingModule(vocab_size, embed_dim, context_size, dropout, init, pad_vocab_to_multiple_of)
         self.backbone = nn.Identity() if backbone is None else backbone
         self.optimizer = optimizer
+        self.schedule = Schedule.checked(warmup_steps, lr_decay, decay_steps, min_lr_ratio)
+        self.weight_decay_on = weight_decay_on
+        self.gives_window_losses = False  # the monitor asks for them
         self.lr: float | None = None  # what Lightning's LearningRateFinder has found
         self._optimizer_options: list[dict[str, Any]] = []
+        self._bytes_per_target: dict[str, float | None] = {}  # of each split
         self.val_metrics = MetricCollection({"loss": MeanMetric(), "perplexity": Perplexity()}, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
 
@@ -98,14 +120,28 @@ class EmbeddingStub(LightningModule):
         """For each position, the logits of the next token."""
         return self.embedding.logits(self._hidden(self.embedding(input_ids)))
 
-    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor:
+    def setup(self, stage: str) -> None:
+        self._bytes_per_target = {}  # the data may be other
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._optimizer_options and not self.schedule.is_constant and not self.lr_schedulers():
+            factor = self._schedule.factor(self.trainer.global_step)
+            for group, lr in zip(self.trainer.optimizers[0].param_groups, self._full_lrs, strict=True):
+                group["lr"] = lr * factor
+
+    def training_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Tensor | dict[str, Tensor]:
         input_ids, target_ids, position_ids = _parts(batch)
         vectors = self.embedding(input_ids, position_ids=position_ids)
-        loss = self.embedding.next_token_loss(self._hidden(vectors, batch), target_ids)
+        hidden = self._hidden(vectors, batch)
+        loss = self.embedding.next_token_loss(hidden, target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if logs_this_step(self.trainer):
+            self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
             for name, norms in embedding_norms(self.embedding, input_ids, vectors, 0, position_ids).items():
                 self.log(f"embedding_norm/{name}", norms.mean(), sync_dist=True)
+        if self.gives_window_losses:
+            losses = window_losses(self.embedding.next_token_loss, hidden, target_ids)
+            return {"loss": loss, "window_losses": losses}
         return loss
 
     def on_validation_start(self) -> None:
@@ -114,8 +150,14 @@ class EmbeddingStub(LightningModule):
     def validation_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
+    def on_validation_epoch_end(self) -> None:
+        self._log_bits_per_byte("val", self.val_metrics)
+
     def test_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_bits_per_byte("test", self.test_metrics)
 
     def predict_step(self, batch: Batch | DocumentBatch, batch_idx: int) -> Int64[Tensor, "B T"]:
         """For each position of the windows, the most likely next token."""
@@ -124,7 +166,8 @@ class EmbeddingStub(LightningModule):
         return self.embedding.logits(hidden).argmax(dim=-1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer(self.parameters())
+        parameters = self.parameters()
+        optimizer = self.optimizer(parameters if self.weight_decay_on == "all" else decay_groups(parameters))
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
@@ -147,6 +190,9 @@ class EmbeddingStub(LightningModule):
         if self._optimizer_options and not self.lr_schedulers():
             for group, options in zip(self.trainer.optimizers[0].param_groups, self._optimizer_options, strict=False):
                 group.update(options if self.lr is None else {**options, "lr": self.lr})
+            self._full_lrs = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        if not self.schedule.is_constant:
+            self._schedule = self.schedule.ending_at(self.trainer.estimated_stepping_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a model of other sizes, with the names of the sizes."""
@@ -166,12 +212,29 @@ class EmbeddingStub(LightningModule):
                 f"the checkpoint is of a model of another size: {', '.join(differing)}. Give the options of its run "
                 "(they are in the config.yaml beside its checkpoints), or start a new run without it."
             )
+        self._check_groups(checkpoint)
 
     def _hidden(self, vectors: Float[Tensor, "B T D"], batch: Sequence[Tensor] = ()) -> Float[Tensor, "B T D"]:
         hidden = self.backbone(vectors, **_documents_for(self.backbone, batch))
         if getattr(hidden, "shape", None) != vectors.shape:
             raise _wrong_shape(self.backbone, vectors, hidden)
         return hidden
+
+    def _check_groups(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse an optimizer's state of other groups, which cannot be restored."""
+        theirs = checkpoint.get("hyper_parameters", {}).get("weight_decay_on", "all")
+        if self._trainer and self._trainer.state.fn == "fit" and theirs != self.weight_decay_on:
+            raise InvalidValue(
+                f"the checkpoint's optimizer was made with weight_decay_on {theirs}, and model.weight_decay_on is "
+                f"{self.weight_decay_on}: its state has other groups. Set it to {theirs}, or start a new run."
+            )
+
+    def _log_bits_per_byte(self, split: str, metrics: MetricCollection) -> None:
+        """The loss in bits, for each byte of the text: it can be compared between tokenizers."""
+        if split not in self._bytes_per_target:
+            self._bytes_per_target[split] = bytes_per_target(getattr(self.trainer, "datamodule", None), split)
+        if num_bytes := self._bytes_per_target[split]:
+            self.log(f"{split}/bits_per_byte", metrics["loss"].compute() / (math.log(2) * num_bytes))
 
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
         input_ids, target_ids, position_ids = _parts(batch)
@@ -223,10 +286,16 @@ def _clip_mixed(plugin: MixedPrecision, optimizer: Any, clip_val: float, algorit
 
 
 class Throughput(Callback):
-    """Logs tokens per second, of all processes and without validation, and the share of time waiting for data."""
+    """Logs the tokens of all processes, so far and per second of training, and the share of time waiting for data."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_tokens": self.num_tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_tokens = state_dict["num_tokens"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -239,6 +308,7 @@ class Throughput(Callback):
         step_is_done, self._step = trainer.global_step > self._step, trainer.global_step
         if not step_is_done or not logs_this_step(trainer):
             return
+        pl_module.log("train/tokens_seen", float(self.num_tokens))
         seconds = time.perf_counter() - self._begun
         pl_module.log("throughput/tokens_per_second", (self.num_tokens - self._tokens_before) / seconds, prog_bar=True)
         waited = _seconds_waited(trainer)

@@ -65,7 +65,7 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_si
     if len({shard.dtype for shard in shards}) > 1:
         raise StoreError(f"the files have ids of different types: {', '.join(str(path) for path in paths[:5])}.")
     names = tuple(str(Path(path).absolute()) for path in paths)
-    return TokenStore(names[0], shards, f"{checksum:08x}", reopen=(open_raw, (names, dtype)))
+    return TokenStore(names[0], shards, f"{checksum:08x}", reopen=(open_raw, (names, dtype)), files=names)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:

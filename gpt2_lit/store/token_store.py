@@ -29,12 +29,14 @@ class TokenStore:
         content: str = "",
         manifest: Manifest | None = None,
         reopen: tuple[Callable[..., "TokenStore"], tuple] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
         self.path = path
+        self.files = files
         self.content = content
         self._shards = list(shards)
         self._starts = np.cumsum([0, *map(len, shards)])
-        self._manifest = manifest
+        self.manifest = manifest
         self._reopen = reopen
         self._ends: dict[int, Int64[np.ndarray, " _"]] = {}
         self._views: dict[int, np.ndarray] = {}
@@ -69,12 +71,12 @@ class TokenStore:
     @property
     def num_documents(self) -> int:
         """0 if it is not known where documents end."""
-        return self._manifest.num_documents if self._manifest else len(self._ends.get(0, ()))
+        return self.manifest.num_documents if self.manifest else len(self._ends.get(0, ()))
 
     @property
     def num_sources(self) -> int:
         """Files that the store was prepared from; 0 if it was not."""
-        return self._manifest.num_sources if self._manifest else 0
+        return self.manifest.num_sources if self.manifest else 0
 
     @property
     def num_shards(self) -> int:
@@ -83,21 +85,21 @@ class TokenStore:
     @property
     def num_bytes(self) -> int:
         """Bytes of text, in UTF-8; 0 if not known."""
-        return sum(shard.num_bytes for shard in self._manifest.shards) if self._manifest else 0
+        return sum(shard.num_bytes for shard in self.manifest.shards) if self.manifest else 0
 
     @property
     def tokenizer(self) -> str | None:
         """The name of the tokenizer that made the ids; None if not known."""
-        return self._manifest.tokenizer if self._manifest else None
+        return self.manifest.tokenizer if self.manifest else None
 
     @property
     def tokenizer_fingerprint(self) -> str | None:
         """What tells tokenizers apart; None if not known."""
-        return (self._manifest.tokenizer_hash or None) if self._manifest else None
+        return (self.manifest.tokenizer_hash or None) if self.manifest else None
 
     @property
     def vocab_size(self) -> int | None:
-        return self._manifest.vocab_size if self._manifest else None
+        return self.manifest.vocab_size if self.manifest else None
 
     def rows(self, starts: Int64[np.ndarray, " B"], length: int) -> Integer[np.ndarray, "B {length}"]:
         """A copy of the ``length`` tokens from each of ``starts`` on; an IndexError if there are fewer."""
@@ -144,6 +146,38 @@ class TokenStore:
             found.append(before + ends[low:high].astype(np.int64))
         return np.concatenate(found)
 
+    def document(self, number: int) -> tuple[int, int]:
+        """Where a document begins and ends, by its number from 0; its end of text belongs to it."""
+        return self._end_of(number - 1) if number else 0, min(self._end_of(number), len(self))
+
+    def documents_at(self, positions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The numbers of the documents that some tokens belong to."""
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        numbers = self.documents_before[shards]
+        for shard in np.unique(shards).tolist():
+            inside = shards == shard
+            ends = self._ends_of(shard)
+            numbers[inside] += np.searchsorted(ends, positions[inside] - self._starts[shard], side="right")
+        return numbers
+
+    def shard_at(self, position: int) -> tuple[int, int]:
+        """The number of the shard that a token lies in, and where the shard begins."""
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return shard, int(self._starts[shard])
+
+    def _end_of(self, number: int) -> int:
+        shard = int(np.searchsorted(self.documents_before, number, side="right")) - 1
+        return int(self._starts[shard] + self._ends_of(shard)[number - self.documents_before[shard]])
+
+    @cached_property
+    def documents_before(self) -> Int64[np.ndarray, " _"]:
+        """How many documents end before each shard, and at the end of all."""
+        if self.manifest:
+            counts = [shard.num_documents for shard in self.manifest.shards]
+        else:
+            counts = [len(self._ends_of(shard)) for shard in range(self.num_shards)]
+        return np.cumsum([0, *counts])
+
     def nearest_document_end(self, position: int, within: int) -> int:
         """The position itself, or the document end nearest to it if one is ``within`` so many tokens of it.
 
@@ -163,7 +197,7 @@ class TokenStore:
         """Where the documents of a shard end, in tokens from its start."""
         if shard not in self._ends:
             self._ends[shard] = np.empty(0, np.int64)
-            if self._manifest and (described := self._manifest.shards[shard]).num_documents:
+            if self.manifest and (described := self.manifest.shards[shard]).num_documents:
                 path = Path(self.path) / described.documents_file
                 ends = map_array(path, DOCUMENTS_DTYPE, described.num_documents)
                 if not described.has_ends(ends):  # of a store from elsewhere, as its checksums may be

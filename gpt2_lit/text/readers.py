@@ -87,6 +87,19 @@ class Piece(NamedTuple):
     ends_document: bool  # the document ends after this piece
 
 
+class Span(NamedTuple):
+    """Where a document stands in its file."""
+
+    start: int
+    stop: int
+    unit: Literal["byte", "unpacked byte", "row", "id"] = "byte"
+
+    def __str__(self) -> str:
+        if self.stop == self.start + 1:
+            return f"{self.unit} {self.start:,}"
+        return f"{self.unit}s {self.start:,} to {self.stop:,}"
+
+
 class Format(NamedTuple):
     """How files with an extension are read: a row of :data:`FORMATS`."""
 
@@ -152,9 +165,7 @@ def read_pieces(
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
         FileError: If the file cannot be read, or changed since it was found.
     """
-    stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
-    if not can_be_cut(file, separator=options.document_separator):
-        start, stop = (0, _END) if start == 0 < stop else (0, 0)
+    start, stop, cut_before = *_range(file, options, start, stop), cut_before or " \r\n"
     if start >= stop:
         return
     form = format_of(file.path)
@@ -171,6 +182,69 @@ def read_pieces(
             raise
         raise unreadable(file.path, error) from None
     check_unchanged(file)
+
+
+def document_spans(
+    file: SourceFile, options: TextOptions, start: int = 0, stop: int | None = None, cut_before: str = " \r\n"
+) -> Iterator[Span]:
+    """Where the documents of :func:`read_pieces` stand, each begun or continued in the range: bytes of text and lines.
+
+    Or rows, counted from 0, where a reader knows no bytes.
+    """
+    start, stop, cut_before = *_range(file, options, start, stop), cut_before or " \r\n"
+    form, unit = format_of(file.path), "unpacked byte" if compression_of(file.path) else "byte"
+    if start >= stop:
+        return
+    check_unchanged(file)
+    if form.documents is None:
+        yield from _text_spans(file, options, start, stop, cut_before, unit)
+        return
+    if form.kind == "jsonl":
+        spans = (
+            span
+            for position, data, _ in _byte_pieces(file, options, _LINES, start, stop)
+            for span in _parts(data, b"\n", position, unit)
+        )
+    else:
+        row = sum(1 for _ in form.documents(file, options, 0, start)) if start else 0
+        spans = (Span(number, number + 1, "row") for number in itertools.count(row))
+    for span, text in zip(spans, form.documents(file, options, start, stop), strict=False):
+        ends = sum(piece.ends_document for piece in pieces_of_text(text, options, cut_before))
+        yield from itertools.repeat(span, ends)
+
+
+def _range(file: SourceFile, options: TextOptions, start: int, stop: int | None) -> tuple[int, int]:
+    """The range to read; of a file that cannot be cut all of it, or nothing."""
+    stop = _END if stop is None else stop
+    if can_be_cut(file, separator=options.document_separator):
+        return start, stop
+    return (0, _END) if start == 0 < stop else (0, 0)
+
+
+def _text_spans(
+    file: SourceFile, options: TextOptions, start: int, stop: int, cut_before: str, unit: Any
+) -> Iterator[Span]:
+    low, high = _gutenberg_book(file, options) if options.strip_gutenberg else (0, _END)
+    separator = options.document_separator
+    cuts = _after_each(separator, "") if separator else _gaps(cut_before)
+    first = last = None
+    for position, data, _ in _byte_pieces(file, options, cuts, start, stop, low, high):
+        if separator:
+            yield from _parts(data, separator.encode(), position, unit, strip=b"\r\n")
+        else:
+            begins = 3 if position == 0 and data.startswith(b"\xef\xbb\xbf") else position
+            first, last = begins if first is None else first, position + len(data)
+    if first is not None and last is not None and first < last:
+        yield Span(first, last, unit)
+
+
+def _parts(data: bytearray, separator: bytes, position: int, unit: Any, strip: bytes = b"") -> Iterator[Span]:
+    """The spans of what stands between separators and is not whitespace."""
+    for part in data.split(separator):
+        if part and not part.decode(errors="replace").isspace():
+            start = position + len(part) - len(part.lstrip(strip) if strip else part)
+            yield Span(start, start + len(part.strip(strip) if strip else part), unit)
+        position += len(part) + len(separator)
 
 
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:

@@ -96,6 +96,11 @@ class Tokenizer:
         """The text of ids."""
         return self.load().decode([int(token_id) for token_id in ids])
 
+    def decode_bytes(self, ids: Iterable[Any]) -> bytes:
+        """The text of ids in UTF-8; exact also where a character is cut, if the tokenizer knows its tokens' bytes."""
+        encoder, ids = self.load(), [int(token_id) for token_id in ids]
+        return encoder.decode_bytes(ids) if hasattr(encoder, "decode_bytes") else encoder.decode(ids).encode()
+
     @property
     def end_of_text_name(self) -> str:
         """How the end of text is written."""

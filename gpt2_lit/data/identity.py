@@ -1,0 +1,68 @@
+"""what the positions of a training refer to -> whether one of a checkpoint may be taken, and where it lies."""
+
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Any, NamedTuple
+
+from gpt2_lit.data.order import Position
+from gpt2_lit.data.skip import Skip
+from gpt2_lit.errors import InvalidValue
+
+logger = getLogger(__name__)
+
+
+class Resumed(NamedTuple):
+    """Where a state of a checkpoint resumes."""
+
+    position: Position
+    as_counted: bool  # whether the epoch has the windows that the checkpoint's counts of batches are of
+
+
+class DataIdentity:
+    """What positions refer to: the text and its split, the windows, their order, and what is left out of it.
+
+    Args:
+        values: What decides the windows and their order, in plain numbers and strings.
+        skip: What is left out of the order.
+        continue_with_other_data: Whether a state of other data is taken, and then begins an epoch.
+    """
+
+    def __init__(self, values: dict[str, Any], skip: Skip, continue_with_other_data: bool = False) -> None:
+        self.values = values
+        self.skip = skip
+        self.continue_with_other_data = continue_with_other_data
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.values | ({"skip": self.skip.state()} if self.skip.entries else {})
+
+    def resume(self, state: Mapping[str, Any]) -> Resumed:
+        """The position of a state, after which training leaves out what it did, and what has come since.
+
+        Raises:
+            InvalidValue: If the state is of other data and that is not wanted, or of a training that left out more.
+        """
+        differing = [
+            f"{name} was {state.get(name)} and is {value}"
+            for name, value in self.values.items()
+            if state.get(name) != value
+        ]
+        if differing:
+            self._check_other_data(f"the checkpoint is of a run on other data: {', '.join(differing)}.")
+            position = Position(state.get("epoch", 0), 0)
+            self.skip.resolve(position, state.get("batches", 0))
+            return Resumed(position, False)
+        position = Position(state["epoch"], state["window"])
+        has_more = self.skip.restore(state.get("skip", "[]"), position, state["batches"])
+        return Resumed(position, not has_more)
+
+    def _check_other_data(self, told: str) -> None:
+        if not self.continue_with_other_data:
+            raise InvalidValue(
+                f"{told} Give the data options of that run (they are in the config.yaml beside its checkpoints); or "
+                "keep its weights, optimizer and step count and begin an epoch of this data: "
+                "--data.continue_with_other_data true; or start a new run from its weights: "
+                "EmbeddingStub.load_from_checkpoint(path)."
+            )
+        if self.skip.sampler.rank == 0:
+            logger.warning(f"{told} Training continues at the beginning of an epoch of this data.")
