@@ -70,6 +70,7 @@ class RunReport(Callback):
         self.last: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
         self._throughput = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Throughput))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +91,7 @@ class RunReport(Callback):
         self.last = self._values(trainer)
 
     def state_dict(self) -> dict[str, Any]:
+        self._throughput.count(self._trainer)  # all processes are here
         return {"num_tokens": self._throughput.num_tokens, "seconds": self.seconds, "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
