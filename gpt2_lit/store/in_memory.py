@@ -32,7 +32,7 @@ def store_of_texts(texts: Iterable[str], recipe: Recipe) -> TokenStore:
 def _documents(texts: Iterable[str], recipe: Recipe) -> Iterator[str]:
     parts: list[str] = []
     for text in texts:
-        for piece in pieces_of_text(text, recipe.options):
+        for piece in pieces_of_text(text, recipe.options, recipe.tokenizer.cut_before):
             parts.append(piece.text)
             if piece.ends_document:
                 yield "".join(parts)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from logging import getLogger
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from gpt2_lit.errors import InvalidValue, UserError, shown
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
+from gpt2_lit.text.templates import IncompleteRecord, RecordOptions, field_names, texts_of
 
 _LOG = getLogger(__name__)
+_T = TypeVar("_T")
 _PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
 _LONGEST = 1 << 26  # bytes that are kept in memory in search of a position to cut
 _END = sys.maxsize  # of a file, wherever it is
@@ -66,12 +68,14 @@ class TextOptions(NamedTuple):
             of a file, a line or a row is one document.
         max_unpacked: Gigabytes of text that one file may hold. None: 100 times its stored size, and at least 0.27,
             so that a small file that unpacks to terabytes does no harm.
+        records: How the records of a file become prompts and responses. None: files hold texts.
     """
 
     text_field: str = "text"
     strip_gutenberg: bool = False
     document_separator: str | None = None
     max_unpacked: float | None = None
+    records: RecordOptions | None = None
 
 
 class Piece(NamedTuple):
@@ -81,12 +85,16 @@ class Piece(NamedTuple):
     ends_document: bool  # the document ends after this piece
 
 
+TakeTexts = Callable[[Any], list[str]]  # of a record
+
+
 class Format(NamedTuple):
     """How files with an extension are read: a row of :data:`FORMATS`."""
 
     extension: str
     kind: str
     documents: "Callable[[SourceFile, TextOptions, int, int], Iterator[str]] | None" = None  # None: the file is one
+    records: "Callable[[SourceFile, TextOptions, int, int, TakeTexts], Iterator[list[str]]] | None" = None
     cut: Literal["within documents", "between documents", ""] = ""  # where ranges of a file may begin
     may_be_compressed: bool = True
     in_directories: bool = True  # False: read only if it is named, as such files beside texts often describe them
@@ -124,11 +132,13 @@ def extensions(path: str) -> tuple[str, str]:
     return os.path.splitext(rest)[1], extension
 
 
-def can_be_cut(file: SourceFile, cut_before: str = " \r\n", separator: str | None = None) -> bool:
+def can_be_cut(
+    file: SourceFile, cut_before: str = " \r\n", separator: str | None = None, holds_records: bool = False
+) -> bool:
     """Whether ranges of a file can be read by themselves, for a tokenizer with this ``cut_before``."""
-    if not file.serves_ranges or compression_of(file.path):
-        return False
     form = format_of(file.path)
+    if not file.serves_ranges or compression_of(file.path) or (holds_records and form.extension == ".json"):
+        return False
     if form.cut == "within documents" and separator:
         return not may_overlap_itself(separator)
     return form.cut == "between documents" or (form.cut == "within documents" and cut_before != "")
@@ -141,21 +151,28 @@ def read_pieces(
 
     A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Ranges
     that tile a file give together the documents of the whole (docs/store.md); of a file that cannot be cut, the range
-    that starts at 0 gives everything.
+    that starts at 0 gives everything. With ``options.records`` the documents of a record are its prompt and its
+    response, in a conversation several of each, and an empty one after them; one that is skipped is the last alone.
 
     Raises:
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
         FileError: If the file cannot be read, or changed since it was found.
     """
     stop, cut_before = _END if stop is None else stop, cut_before or " \r\n"
-    if not can_be_cut(file, separator=options.document_separator):
+    if not can_be_cut(file, separator=options.document_separator, holds_records=options.records is not None):
         start, stop = (0, _END) if start == 0 < stop else (0, 0)
     if start >= stop:
         return
     form = format_of(file.path)
     documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
-        if documents is None:
+        if options.records:
+            take = partial(record_texts, options=options.records, cut_before=cut_before)
+            if form.records is None:
+                raise _without_records(file)
+            for texts in form.records(file, options, start, stop, take):
+                yield from (Piece(text, True) for text in texts)
+        elif documents is None:
             yield from _texts(file, options, _gaps(cut_before), start, stop)
         else:
             for text in documents(file, options, start, stop):
@@ -169,9 +186,30 @@ def read_pieces(
 
 
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
-    """The same for a text in memory: one document, or what its separators make of it."""
+    """The same for a text in memory: one document, or what its separators make of it; or a record, as JSON."""
+    if options.records:
+        try:
+            yield from (Piece(part, True) for part in record_texts(json.loads(text), options.records, cut_before))
+        except IncompleteRecord as error:
+            raise InvalidValue(f"a record in memory: {error}") from None
+        return
     for document in _separated(text, options.document_separator):
         yield from _document_pieces(document, options, cut_before)
+
+
+def record_texts(record: Any, options: RecordOptions, cut_before: str) -> list[str]:
+    """The texts of a record, and the empty one that ends it; of an incomplete one that is skipped only that."""
+    try:
+        return [*texts_of(record, options, cut_before or " \r\n"), ""]
+    except IncompleteRecord:
+        if options.incomplete == "refuse":
+            raise
+        return [""]
+
+
+def _without_records(file: SourceFile) -> InvalidValue:
+    extensions = ", ".join(form.extension for form in FORMATS.values() if form.records)
+    return InvalidValue(f"{file.path} has no records: instructions are read from {extensions}. Give such a file.")
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
@@ -409,18 +447,52 @@ def _separated(text: str, separator: str | None) -> Iterator[str]:
 
 
 def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    return _json_lines(file, options, start, stop, partial(_text_field, options.text_field))
+
+
+def _json_lines(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: Callable[[dict[str, Any]], _T]
+) -> Iterator[_T]:
+    """What is taken of the object in each line."""
     for position, data, _ in _segments(file, options, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
                 try:
-                    text = _text_field(line, options.text_field)
+                    taken = take(_json_object(line, options))
                 except (ValueError, RecursionError) as error:
                     line_number = _line_number(file, position) + index
                     raise InvalidValue(f"{file.path}, line {line_number}: {error}") from None
-                yield text
+                yield taken
 
 
-def _text_field(line: str, field: str) -> str:
+def _json_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    """The records of a JSON array, which is read whole; a file of anything else is lines of JSON."""
+    blocks = _blocks(file, most=_most_bytes(file, options))
+    beginning = next(blocks, b"")
+    if not beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _json_lines(file, options, start, stop, take)
+        return
+    try:
+        records = json.loads(_decoded(file, 0, bytearray(b"".join((beginning, *blocks)))))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, UserError) else InvalidValue(f"{file.path} is not JSON: {error}.") from None
+    yield from _numbered_records(file, "record", records, take)
+
+
+def _numbered_records(
+    file: SourceFile, what: str, records: Iterable[Any], take: TakeTexts, first: int = 0
+) -> Iterator[list[str]]:
+    for number, record in enumerate(records, first):
+        try:
+            texts = take(record)
+        except ValueError as error:
+            raise InvalidValue(f"{file.path}, {what} {number} (counted from 0): {error}") from None
+        yield texts
+
+
+def _json_object(line: str, options: TextOptions) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -430,9 +502,14 @@ def _text_field(line: str, field: str) -> str:
         ) from None
     if not isinstance(value, dict):
         make = " Make lines of the list: jq -c '.[]'" if isinstance(value, list) else ""
+        example = "instruction" if options.records else options.text_field
         raise InvalidValue(
-            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.{make}"
+            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{example!r}: ...}}.{make}"
         )
+    return value
+
+
+def _text_field(field: str, value: dict[str, Any]) -> str:
     if field not in value:
         raise InvalidValue(f"the object has no field {field!r}. {_names(field, value)}")
     if not isinstance(value[field], str):
@@ -624,6 +701,23 @@ def _csv_column(header: Sequence[str], field: str) -> int:
 
 
 def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    with _open_parquet(file) as table:
+        _check_column(file, options, table.schema_arrow)
+        for row, batches in _row_groups(file, options, table, [options.text_field], start, stop):
+            yield from _column_documents(file, options, row, batches)
+
+
+def _parquet_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    with _open_parquet(file) as table:
+        names = _record_columns(file, options, table.schema_arrow.names)
+        for row, batches in _row_groups(file, options, table, names, start, stop):
+            yield from _row_records(file, options, row, batches, take)
+
+
+@contextmanager
+def _open_parquet(file: SourceFile) -> Iterator[Any]:
     from pyarrow import parquet
 
     if not file.serves_ranges:
@@ -639,23 +733,31 @@ def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop:
             pre_buffer=False,
         ) as table,
     ):
-        _check_column(file, options, table.schema_arrow)
-        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-        begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
-        columns = [_column_chunk(group, options.text_field) for group in groups]
-        _check_size(file, sum(column.total_uncompressed_size for column in columns), _most_bytes(file, options))
-        row = 0
-        for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
-            if start <= begin < stop:
-                rows = _rows_at_a_time(columns[index])
-                batches = table.iter_batches(rows, row_groups=[index], columns=[options.text_field], use_threads=False)
-                yield from _column_documents(file, options, row, batches)
-            row += group.num_rows
+        yield table
 
 
-def _column_chunk(group: Any, name: str) -> Any:
+def _row_groups(
+    file: SourceFile, options: TextOptions, table: Any, names: list[str], start: int, stop: int
+) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Of each row group that begins in a range the number of its first row, and these columns of it in batches."""
+    groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+    begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+    columns = [_column_chunks(group, names) for group in groups]
+    unpacked = sum(column.total_uncompressed_size for of_group in columns for column in of_group)
+    _check_size(file, unpacked, _most_bytes(file, options))
+    row = 0
+    for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
+        if start <= begin < stop:
+            rows = min(map(_rows_at_a_time, columns[index]))
+            yield row, table.iter_batches(rows, row_groups=[index], columns=names, use_threads=False)
+        row += group.num_rows
+
+
+def _column_chunks(group: Any, names: list[str]) -> list[Any]:
+    """Those of these columns, and those within them."""
     columns = (group.column(index) for index in range(group.num_columns))
-    return next(column for column in columns if column.path_in_schema == name)
+    within = tuple(f"{name}." for name in names)
+    return [column for column in columns if f"{column.path_in_schema}.".startswith(within)]
 
 
 def _rows_at_a_time(column: Any) -> int:
@@ -667,6 +769,21 @@ def _rows_at_a_time(column: Any) -> int:
 
 
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    with _open_arrow(file) as batches:
+        _check_column(file, options, batches.schema)
+        yield from _column_documents(file, options, 0, batches)
+
+
+def _arrow_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    with _open_arrow(file) as batches:
+        names = _record_columns(file, options, batches.schema.names)
+        yield from _row_records(file, options, 0, (batch.select(names) for batch in batches), take)
+
+
+@contextmanager
+def _open_arrow(file: SourceFile) -> Iterator[Any]:
     from pyarrow import ipc
 
     with _damage_named(file, "Arrow"), open_file(file) as stream:
@@ -675,9 +792,32 @@ def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: i
             stream.read(2)
         else:
             stream.seek(0)
-        batches = ipc.open_stream(stream)
-        _check_column(file, options, batches.schema)
-        yield from _column_documents(file, options, 0, batches)
+        yield ipc.open_stream(stream)
+
+
+def _record_columns(file: SourceFile, options: TextOptions, columns: list[str]) -> list[str]:
+    """The columns that a template needs, of which a file must have one."""
+    assert options.records
+    wanted = field_names(options.records)
+    if not (found := [name for name in columns if name in wanted]):
+        raise InvalidValue(
+            f"{file.path} has none of the columns {', '.join(wanted)}. It has: {', '.join(map(shown, columns[:10]))}. "
+            "Set data.instruction_field and data.output_field, or data.messages_field."
+        )
+    return found
+
+
+def _row_records(
+    file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any], take: TakeTexts
+) -> Iterator[list[str]]:
+    num_bytes, most = 0, _most_bytes(file, options)
+    for batch in batches:
+        for start in range(0, len(batch), _ROWS):
+            for texts in _numbered_records(file, "row", batch.slice(start, _ROWS).to_pylist(), take, row + start):
+                num_bytes += sum(map(len, texts))
+                _check_size(file, num_bytes, most)
+                yield texts
+        row += len(batch)
 
 
 @contextmanager
@@ -741,20 +881,29 @@ FORMATS = {
     for form in (
         Format(".txt", "text", cut="within documents"),
         Format(".md", "text", cut="within documents"),
-        Format(".jsonl", "jsonl", _jsonl_documents, cut="between documents"),
-        Format(".ndjson", "jsonl", _jsonl_documents, cut="between documents"),
+        Format(".jsonl", "jsonl", _jsonl_documents, _json_lines, cut="between documents"),
+        Format(".ndjson", "jsonl", _jsonl_documents, _json_lines, cut="between documents"),
         # C4 calls its lines of JSON .json.gz.
-        Format(".json", "jsonl", _jsonl_documents, cut="between documents", in_directories=False),
+        Format(".json", "jsonl", _jsonl_documents, _json_records, cut="between documents", in_directories=False),
         Format(".csv", "csv", _csv_documents, in_directories=False),
         Format(
             ".parquet",
             "parquet",
             _parquet_documents,
+            _parquet_records,
             cut="between documents",
             may_be_compressed=False,
             package="pyarrow",
             extra="parquet",
         ),
-        Format(".arrow", "arrow", _arrow_documents, may_be_compressed=False, package="pyarrow", extra="parquet"),
+        Format(
+            ".arrow",
+            "arrow",
+            _arrow_documents,
+            _arrow_records,
+            may_be_compressed=False,
+            package="pyarrow",
+            extra="parquet",
+        ),
     )
 }
