@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpt2_lit.embedding.loss
 from gpt2_lit import EmbeddingModule
+from gpt2_lit.embedding.loss import summed_cross_entropy
 
 IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
 
@@ -157,6 +158,13 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(frozen):
     assert products == 3 - len(frozen)
 
 
+def test_on_the_cpu_a_target_that_does_not_count_costs_nothing():
+    hidden = torch.randn(2, 3, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        small().next_token_loss(hidden, torch.tensor([[1, -100, -100], [-100, 3, -100]]))
+    assert counter.get_total_flops() == 3 * 2 * 2 * 4 * 10
+
+
 def test_flops_are_counted_on_the_meta_device_where_nothing_has_a_value():
     with torch.device("meta"):
         embedding, ids = small(), torch.randint(0, 10, (2, 3))
@@ -223,11 +231,20 @@ def test_the_loss_is_the_mean_over_the_targets_that_are_kept(kept, multiple, chu
         embedding = EmbeddingModule(11, 3, 5, 0.0, "normal", multiple).double()
         hidden = torch.randn(len(kept), 3, dtype=torch.float64)
         target_ids = torch.where(torch.tensor(kept), torch.randint(11, (len(kept),)), -100)
-        found = loss_and_gradients(embedding.next_token_loss, embedding, hidden, target_ids)
         expected = loss_and_gradients(partial(plain_loss, embedding), embedding, hidden, target_ids)
-    for ours, theirs in zip(found, expected, strict=True):
+        found = loss_and_gradients(embedding.next_token_loss, embedding, hidden, target_ids)
+        masked = loss_and_gradients(partial(as_on_a_gpu, embedding), embedding, hidden, target_ids)
+    for ours, on_a_gpu, theirs in zip(found, masked, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(on_a_gpu, theirs)
     assert found[1][~torch.tensor(kept)].count_nonzero() == 0
+
+
+def as_on_a_gpu(embedding: EmbeddingModule, hidden: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """All rows are computed, and those that do not count are masked."""
+    kept, table = target_ids != -100, embedding.token_embedding.weight
+    summed = summed_cross_entropy(hidden, table, target_ids.clamp(min=0), kept, embedding.vocab_size)
+    return summed / kept.sum()
 
 
 @pytest.mark.parametrize("target_ids", [torch.full((2, 3), -100), torch.zeros(0, 3, dtype=torch.int64)])

@@ -14,7 +14,7 @@ from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from gpt2_lit.data.order import WindowSampler
-from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows, whole_number
+from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, Windows, whole_number
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.store.workers import inherited, signal_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
@@ -81,7 +81,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def batch_loader(
-    windows: TokenWindows, sampler: WindowSampler, num_workers: int = 0, pin_memory: bool = False
+    windows: Windows, sampler: WindowSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> TimedDataLoader:
     """A loader that gives the batches of a sampler, prepared by ``num_workers`` processes."""
     return TimedDataLoader(

@@ -21,7 +21,7 @@ BLOCK_WINDOWS = 256
 GROUP_BLOCKS = 64
 _FIRST, _GROUP, _BLOCKS = 1, 2, 3  # what a key is for
 
-Shuffle = Literal["global", "block"] | bool
+Shuffle = Literal["global", "block", "length"] | bool
 
 
 def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
@@ -68,6 +68,33 @@ def permute_in_blocks(
     blocks = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
     windows[whole] += (blocks - slots[whole]) * BLOCK_WINDOWS
     return (windows + first) % num_windows
+
+
+def permute_near(
+    positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " B"]:
+    """The same for windows in the order of their lengths: a batch has windows of nearly one length.
+
+    Blocks of 8 to 256 neighbours, which begin at another window each epoch, are permuted, and the windows within each.
+
+    Example:
+        >>> permute_near(np.arange(20), num_windows=20, seed=42, epoch=0).tolist()
+        [16, 2, 15, 1, 0, 18, 19, 17, 8, 4, 10, 3, 9, 5, 7, 6, 12, 14, 11, 13]
+    """
+    block = min(max(num_windows // 16, 8), BLOCK_WINDOWS)
+    num_blocks = num_windows // block
+    slots = positions // block
+    blocks = slots.copy()
+    whole = slots < num_blocks  # the rest after the last whole block comes last
+    blocks[whole] = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
+    windows = np.empty_like(positions)
+    for slot in np.unique(slots).tolist():
+        start = slot * block
+        of_slot = slots == slot
+        size = min(block, num_windows - start)
+        windows[of_slot] = _permute(positions[of_slot] - start, size, _keys(seed, epoch, _GROUP, slot))
+    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
+    return (windows + blocks * block + first) % num_windows
 
 
 def _keys(*what: int) -> np.ndarray:
@@ -121,7 +148,8 @@ class WindowSampler(DistributedSampler):
         num_windows: Windows in the dataset, W.
         batch_size: Windows that one process takes at a time, B.
         seed: Decides the order.
-        shuffle: global (or True), block (see :func:`permute_in_blocks`), or False for reading order.
+        shuffle: global (or True), block (see :func:`permute_in_blocks`), length (see :func:`permute_near`), or False,
+            for the order of the dataset.
         drop_last: Whether to leave out the windows after the last full global batch of an epoch. If not, several
             processes share those of the last two evenly; with too few windows some batches are empty.
         rank: Which of the processes this is, from 0.
@@ -144,7 +172,7 @@ class WindowSampler(DistributedSampler):
         if position and world_size > 1 and not drop_last:
             raise ValueError("several processes that begin within an epoch need drop_last.")
         super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
-        self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
+        self.permute = {False: None, "block": permute_in_blocks, "length": permute_near}.get(shuffle, permute)
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size

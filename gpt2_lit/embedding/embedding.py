@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from gpt2_lit.embedding.loss import IGNORED, summed_cross_entropy
+from gpt2_lit.embedding.loss import summed_cross_entropy
 from gpt2_lit.embedding.pretrained import read_tables
 from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
 from gpt2_lit.lightning_private import has_forward_hooks
@@ -172,7 +172,7 @@ class EmbeddingModule(nn.Module):
         return F.linear(hidden, self.token_embedding.weight)[..., : self.vocab_size]
 
     def next_token_loss(
-        self, hidden: Float[Tensor, "*B T D"], target_ids: Shaped[Tensor, "..."], ignore_index: int = IGNORED
+        self, hidden: Float[Tensor, "*B T D"], target_ids: Shaped[Tensor, "..."], ignore_index: int = -100
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy of the next tokens, in nats, without holding all logits at a time.
 
@@ -192,10 +192,11 @@ class EmbeddingModule(nn.Module):
         is_kept = (target_ids != ignore_index).flatten()
         targets = target_ids.flatten().long().masked_fill(~is_kept, 0)
         self._check_targets(hidden, target_ids, targets)
-        summed = summed_cross_entropy(
-            hidden.flatten(0, -2), self.token_embedding.weight, targets, is_kept, self.vocab_size
-        )
-        return summed / is_kept.sum().clamp(min=1)
+        hidden, num_kept = hidden.flatten(0, -2), is_kept.sum().clamp(min=1)
+        # Not on a GPU, which would have to be waited for, and where sizes are to stay the same.
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not is_kept.all():
+            hidden, targets, is_kept = hidden[is_kept], targets[is_kept], is_kept[is_kept]
+        return summed_cross_entropy(hidden, self.token_embedding.weight, targets, is_kept, self.vocab_size) / num_kept
 
     def _check_targets(self, hidden: Tensor, target_ids: Tensor, targets: Tensor) -> None:
         if target_ids.shape != hidden.shape[:-1]:

@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-IGNORED = -100  # the target of a token that does not count, as F.cross_entropy has it
-
 # Logits in a chunk, where the table has fewer numbers: 16 MB in float32.
 CHUNK_LOGITS = 2**22
 

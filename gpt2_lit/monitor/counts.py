@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from gpt2_lit.data.windows import Batch
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.store.token_store import TokenStore
 
 # Bounds, so that the cost does not grow with the corpus. Whatever is left out is evenly spaced.
@@ -26,7 +26,7 @@ def spread(num_things: int, at_most: int) -> list[int]:
     return np.linspace(0, num_things - 1, min(num_things, at_most)).round().astype(int).tolist()
 
 
-def sample(windows: Any) -> Batch:
+def sample(windows: Any) -> Batch | DocumentBatch:
     """All windows of a split, or as many as hold about two million tokens, evenly spaced."""
     tokens_in_a_window = windows[[0]].input_ids.numel()
     return windows[spread(len(windows), max(SAMPLE_TOKENS // tokens_in_a_window, 1))]
@@ -55,8 +55,11 @@ def count_ids(pieces: Iterable[Integer[np.ndarray, "..."]], vocab_size: int) -> 
 
 
 def token_counts(windows: Any, vocab_size: int) -> Int64[np.ndarray, " V"]:
-    """How often each id is an input, in the windows of :func:`sample`."""
-    return count_ids([sample(windows).input_ids.numpy()], vocab_size)
+    """How often each id is an input, in the windows of :func:`sample`; padding does not count."""
+    batch = sample(windows)
+    is_kept = batch.target_ids != IGNORED
+    is_text = is_kept.flip(-1).cumsum(-1).flip(-1) > 0  # up to the last target of a row that counts
+    return count_ids([batch.input_ids[is_text].numpy()], vocab_size)
 
 
 def most_frequent(counts: Int64[np.ndarray, " V"], num: int) -> Int64[np.ndarray, " _"]:
@@ -80,7 +83,7 @@ def unigram_perplexity(counts: Int64[np.ndarray, " V"], target_ids: Int64[np.nda
         2.5
     """
     shares = (counts + 1) / (counts + 1).sum()
-    return float(np.exp(-np.log(shares[target_ids]).mean()))
+    return float(np.exp(-np.log(shares[target_ids[target_ids != IGNORED]]).mean()))
 
 
 def visible(text: str) -> str:
@@ -121,12 +124,15 @@ def windows_as_text(corpus: Corpus) -> str:
     inputs, targets = corpus.windows[rows][:2]
     parts = [
         f"{len(rows)} of {len(corpus.windows):,} training windows, the first {min(inputs.shape[1], SHOWN_TOKENS)} of "
-        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target. A dot is a space."
+        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target, if it counts. A dot is a space."
     ]
     for row, input_ids, target_ids in zip(rows, inputs.tolist(), targets.tolist(), strict=True):
         lines, above, below = [], "", ""
         for input_id, target_id in list(zip(input_ids, target_ids, strict=True))[:SHOWN_TOKENS]:
-            pair = [token_label(corpus.decode, token_id) for token_id in (input_id, target_id)]
+            pair = [
+                "" if token_id == IGNORED else token_label(corpus.decode, token_id)
+                for token_id in (input_id, target_id)
+            ]
             width = max(map(len, pair)) + 2
             if len(above) + width > 110:
                 lines += [f"    input   {above}", f"    target  {below}", "    "]

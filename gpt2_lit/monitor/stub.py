@@ -15,9 +15,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from gpt2_lit.data.windows import Batch, DocumentBatch
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.embedding.embedding import EmbeddingModule
-from gpt2_lit.embedding.loss import IGNORED
 from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue, NotPermitted
 from gpt2_lit.lightning_private import logs_this_step
@@ -240,7 +239,7 @@ class Throughput(Callback):
         self._begin(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch | DocumentBatch, batch_idx: int
     ) -> None:
         assert self._uncounted is not None, "the training has begun"
         self._uncounted += num_kept(batch[1])
