@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
 from gpt2_lit.data.datamodule import GPTDataModule
-from gpt2_lit.data.windows import Batch
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
 from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
@@ -81,7 +81,7 @@ class RunReport(Callback):
         self.begun = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch | DocumentBatch, batch_idx: int
     ) -> None:
         if len(self.first) < len(self.REPORTED):
             self.first = self._values(trainer) | self.first
@@ -132,7 +132,7 @@ class RunReport(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Tensor,
-        batch: Batch,
+        batch: Batch | DocumentBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -142,7 +142,14 @@ class RunReport(Callback):
         decode = data.tokenizer.decode
         print("\n\na text, what the model expects next, and what comes next:")
         for input_ids, target_ids, expected in list(zip(*batch[:2], outputs, strict=True))[:5]:
-            text, next_text, guess = (decode(ids.tolist()) for ids in (input_ids[-8:], target_ids[-1:], expected[-1:]))
+            places = (target_ids != IGNORED).nonzero()[:, 0].tolist()
+            if not places:  # a row whose answer was cut off
+                continue
+            at = (
+                places[len(places) // 2] if len(places) < len(target_ids) else places[-1]
+            )  # amid an answer, or at the end
+            parts = (input_ids[max(at - 7, 0) : at + 1], target_ids[at : at + 1], expected[at : at + 1])
+            text, next_text, guess = (decode(ids.tolist()) for ids in parts)
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
