@@ -6,6 +6,7 @@ tests that reach its line run until one fails. A survivor is equivalent (no test
 former are in survivors.toml, with the reason; the others are printed.
 
 python benchmarks/mutants.py reach                 # once, and after changes: which test reaches which line
+python benchmarks/mutants.py reach tests/test_a.py # the same in parts: beside what is known, of these tests
 python benchmarks/mutants.py run --sample 300      # resumes where it was stopped
 python benchmarks/mutants.py run --files store/    # only there
 
@@ -208,6 +209,7 @@ class Reach:
                 if case.find("failure") is not None or case.find("error") is not None:
                     failed.add(name)
         self.known = set(self.seconds)
+        self.seconds.default_factory = lambda: 2.0  # of a test that was written since
         for name in failed:
             print(f"fails without a mutant: {name}", file=sys.stderr)
             del self.seconds[name]
@@ -223,8 +225,10 @@ class Reach:
         own_file = f"tests/test_{Path(mutant.file).stem}.py"
         new = self._new_tests(own_file if (self.project / own_file).exists() else "tests/test_*.py")
         own = {name for name in names if name.startswith((own_file, mutant.file))} | new
-        if not names:  # only a process that was killed reached it, or no test did
-            own |= {name for name in self.seconds if name.startswith((own_file, "tests/test_project.py"))}
+        # What a process reached that was killed is not recorded, nor what is read as text.
+        anywhere = {test.split(" (")[0].split("[")[0] for tests in contexts.values() for test in tests}
+        own |= {name for name in self.seconds if name.startswith(own_file)} - (anywhere if names else set())
+        own |= set() if names else {name for name in self.seconds if name.startswith("tests/test_project.py")}
         return sorted(own, key=self.seconds.__getitem__), sorted(names - own, key=self.seconds.__getitem__)
 
     def _new_tests(self, pattern: str) -> set[str]:
@@ -246,8 +250,10 @@ def pytest_runtest_logstart(nodeid: str, location: object) -> None:
         current.switch_context(nodeid)
 
 
-def find_reach(work: Path) -> None:
-    """Run all tests once under coverage, their subprocesses too."""
+def find_reach(work: Path, tests: list[str]) -> None:
+    """Run all tests once under coverage, or these beside those that were; their subprocesses too."""
+    for former in () if tests else (*work.glob("*.xml"), *work.glob("data*")):
+        former.unlink()
     project = copied(work)
     config = work / "coveragerc"
     config.write_text(
@@ -257,9 +263,19 @@ def find_reach(work: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": f"{project}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     python = [sys.executable, "-m", "coverage"]
-    test = ["-m", "pytest", "-q", "-p", "mutants", "-p", "no:cacheprovider", f"--junitxml={work}/all.xml"]
+    test = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "mutants",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={work}/{time.time()}.xml",
+        *tests,
+    ]
     subprocess.run([*python, "run", f"--rcfile={config}", *test], cwd=project, env=environment, check=False)
-    subprocess.run([*python, "combine", "-q", f"--rcfile={config}"], cwd=work, env=environment, check=True)
+    subprocess.run([*python, "combine", "-qa", f"--rcfile={config}"], cwd=work, env=environment, check=True)
 
 
 def copied(work: Path) -> Path:
@@ -315,7 +331,7 @@ def judge(mutant: Mutant, project: Path, reach: Reach, budget: float) -> dict[st
     try:
         path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.stop :])
         for tests in filter(None, (own, others)):
-            seconds = 30 + 3 * sum(reach.seconds[test] for test in tests)
+            seconds = 60 + 6 * sum(reach.seconds[test] for test in tests)
             _forget_bytecode(path)
             passed, by = passes(project, tests, seconds)
             if not passed:
@@ -377,6 +393,7 @@ def report(work: Path, mutants: list[Mutant]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["reach", "run", "report"])
+    parser.add_argument("tests", nargs="*", help="of reach: files of tests; none is all")
     parser.add_argument("--sample", type=int, default=300, help="how many mutants (default 300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", default="", help="only files whose path matches this pattern")
@@ -387,7 +404,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/gpt2_lit_mutants"), help="directory for all of it")
     options = parser.parse_args()
     if options.command == "reach":
-        find_reach(options.work)
+        find_reach(options.work, options.tests)
         return
     mutants = [
         mutant for mutant in sample(PROJECT, options.sample, options.seed) if re.search(options.files, mutant.file)

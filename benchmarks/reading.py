@@ -10,6 +10,7 @@ Another version: PYTHONPATH=path/to/its/checkout python benchmarks/reading.py
 
 import argparse
 import ast
+import re
 import sys
 import tempfile
 import threading
@@ -108,6 +109,16 @@ def used_by(run: Callable[[], object], package: Path) -> list[Definition]:
     return used
 
 
+def named_by(page: str, package: Path) -> list[Definition]:
+    """The definitions that a page names as `room/file.py`: `name`, of a class with its methods."""
+    named = []
+    for file, names in re.findall(r"`(\w+/\w+\.py)`: (`[^|;]*`)", page):
+        of_file = definitions(package / file, file)
+        for name in re.findall(r"`(\w+)`", names):
+            named += [one for one in of_file if name in one.name.split(".")]
+    return list(dict.fromkeys(named))
+
+
 def fit() -> None:
     trainer = Trainer(max_epochs=1, logger=TensorBoardLogger("logs"), log_every_n_steps=5)
     trainer.fit(EmbeddingStub(), GPTDataModule())
@@ -135,6 +146,12 @@ def main() -> None:
             counts += [sum(one.num_lines for one in of_room), sum(one.num_words for one in of_room)]
         rows.append([room, *(f"{count:,}" for count in counts)])
     print_table(["room", "lines", "words", "lines with train_stub.py", "words with it"], rows, num_names=1)
+    page = package.parent / "docs" / "one_token.md"
+    if page.exists():
+        text = page.read_text(encoding="utf-8")
+        named = named_by(text, package)
+        counts = f"{sum(one.num_lines for one in named):,} lines, {sum(one.num_words for one in named):,} words"
+        print(f"\n{page.name}: {len(text.split()):,} words; the {len(named)} definitions that it names: {counts}")
     if num_largest:
         print()
         largest = sorted(way, key=lambda one: -one.num_words)[:num_largest]

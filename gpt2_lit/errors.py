@@ -5,7 +5,9 @@ else that reaches the command line is a bug or comes from other code, and keeps 
 """
 
 import errno
+import operator
 import re
+from typing import Any
 from urllib.parse import unquote
 
 _SECRET = re.compile(r"(?i)token|key|sig|secret|passw|pwd|credential|auth|session")
@@ -71,6 +73,41 @@ class InvalidType(UserError, TypeError):
 
 class InvalidIndex(UserError, IndexError):
     """A token id or position is out of its range."""
+
+
+# Settings from Python, where they may be of any type: numbers of numpy, strings of a form.
+
+
+def whole_number(
+    name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "", of: str = "data."
+) -> int:
+    """A setting, which may be of any integer type, as an int; ``of`` is what stands before its name elsewhere."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set {of}{name}.") from None
+    if number < least or (most is not None and number > most):
+        rule = f"at least {least}{unit}" if most is None else f"from {least} to {most}"
+        raise InvalidValue(f"{name} must be {rule}, got {number}. Set {of}{name}.")
+    return number
+
+
+def real_number(name: str, value: Any, of: str = "data.") -> float:
+    """A setting, which may be of any type of numbers, as a float."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidType(f"{name} must be a number, got {value!r}. Set {of}{name}.") from None
+
+
+def true_or_false(name: str, value: Any, of: str = "data.") -> bool:
+    """A setting as a bool; not a string, as "false" would be true."""
+    is_number = isinstance(value, int) or "int" in type(value).__name__
+    if (is_number and value in (0, 1)) or str(getattr(value, "dtype", "")) == "bool":
+        return bool(value)
+    raise InvalidType(f"{name} must be true or false, got {value!r}. Set {of}{name}.")
 
 
 class FileError(UserError, OSError):

@@ -16,6 +16,7 @@ import yaml
 MARK = "made_here"  # the file in a run's directory: config.yaml, signed with the key of this user on this machine
 KEY_BYTES = 32
 KNOWN_PACKAGES = ("gpt2_lit", "torch", "lightning", "torchmetrics")
+MOST_VALUES = 10_000  # of a config; those of runs have some 200
 PATHS = ("save_dir", "default_root_dir")
 PLAIN = ("data_module", "template")  # one of two words, and a text with {instruction}
 
@@ -54,7 +55,25 @@ def foreign_code_of_checkpoint(checkpoint: Path, hyper_parameters: Any) -> list[
 
 def foreign_code(config: Any) -> list[str]:
     """All values, in order, that a parser of options might import, or read as a config that says what to import."""
-    return list(dict.fromkeys(_foreign(config)))
+    try:
+        if _holds_more_than(MOST_VALUES, config):
+            return [f"more than {MOST_VALUES:,} values, too many to look at"]
+        return list(dict.fromkeys(_foreign(config)))
+    except RecursionError:
+        return ["values within values, too deep to look at"]
+
+
+def _holds_more_than(most: int, config: Any) -> bool:
+    """Whether it has more values, each counted as often as it is named: a short YAML may name them 10^9 times."""
+    waiting, count = [config], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return count > most
 
 
 def _foreign(value: Any, key: str = "", in_data: bool = False) -> Iterator[str]:
@@ -84,7 +103,7 @@ def _is_harmless(value: str, key: str, in_data: bool) -> bool:
 def _read(config: Path) -> Any:
     try:
         return yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {"class_path": f"{config} (cannot be read)"}
 
 

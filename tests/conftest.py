@@ -6,6 +6,7 @@ import os
 # models compute, most of all beside other programs.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,45 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callabl
         return captured.out + captured.err + message
 
     return here
+
+
+class Disk:
+    """Notes each fsync, rename and deletion with the name of the file, and fails at the one with a number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.failing_at = 0
+        fsync, replace, unlink = os.fsync, os.replace, os.unlink
+
+        def noted_fsync(descriptor: int) -> None:
+            self._note("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            fsync(descriptor)
+
+        def noted_replace(source: Path, target: Path) -> None:
+            self._note("name", target)
+            replace(source, target)
+
+        def noted_unlink(path: Path, **options: int) -> None:
+            if not str(path).endswith(".tmp"):
+                self._note("delete", path)
+            unlink(path, **options)
+
+        monkeypatch.setattr(os, "fsync", noted_fsync)
+        monkeypatch.setattr(os, "replace", noted_replace)
+        monkeypatch.setattr(os, "unlink", noted_unlink)
+
+    def _note(self, event: str, path: str | os.PathLike) -> None:
+        name = os.path.basename(path)
+        self.events.append(f"{event} {re.split('[-.]', name)[0]}")  # tokens, documents, shard, sources, manifest, store
+        if len(self.events) == self.failing_at:
+            raise OSError(5, "Input/output error")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    if sys.platform != "linux":
+        pytest.skip("it finds the names of files by /proc")
+    return Disk(monkeypatch)
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:

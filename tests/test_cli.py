@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, SMALL, logged
+from conftest import DIFFERENT_WORDS, PROJECT, SMALL, logged
 from lightning.pytorch import Trainer
+from test_web import send, serve
 from torch import Tensor, nn
 
 from gpt2_lit import EmbeddingStub, GPTDataModule
@@ -230,13 +231,15 @@ def test_help_without_a_command_needs_no_torch(program: Any) -> None:
 
 
 def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelated_classes(program: Any) -> None:
-    status, printed = program("fit", "--help", PYTHONPROFILEIMPORTTIME="1")
+    status, printed = program("fit", "--help", PYTHONPROFILEIMPORTTIME="1", COLUMNS="80")
     assert status == 0
     imported = {line.rpartition("|")[2].strip() for line in printed.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
     assert not imported & {"tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib"}
     text = [line for line in printed.splitlines() if not line.startswith("import time:")]
     assert len(text) < 400
+    assert not [line for line in text if len(line) > 80 and not line.startswith("usage: ")]
+    assert "last or best for that of the newest run" in " ".join(" ".join(text).split())
     for group in ("data", "model", "checkpoint", "monitor"):
         options = [i for i, line in enumerate(text) if line.startswith(f"  --{group}.")]
         assert options
@@ -378,3 +381,48 @@ def test_checkpoints_and_the_summary_of_the_model_can_be_left_out(
     assert "  trained  " in here("fit", *SMALL, "--trainer.max_steps=1", *options)
     found = [(tmp_path / "logs/version_0/checkpoints").exists(), "Total params" in caplog.text]
     assert found == [wanted == "true"] * 2
+
+
+def test_nothing_that_a_run_writes_or_prints_has_a_secret_of_its_sources(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_LIT_CACHE", str(tmp_path / "cache"))
+    secrets = ["pa55-word", "pa55%2Dword", "s1gnature", "t0ken", "cr3dential", "d2luYTpwYTU1LXdvcmQ="]  # base64 of both
+    texts = {"/train.txt": DIFFERENT_WORDS.encode(), "/val.txt": DIFFERENT_WORDS[::-1].encode()}
+    asked = []
+
+    def answer(request: Any, number: int) -> None:
+        asked.append((request.path, request.headers["Authorization"]))
+        path = request.path.partition("?")[0]
+        if not request.headers["Authorization"]:
+            request.send_error(401)
+        elif path in texts:
+            send(request, texts[path])
+        else:
+            request.send_error(404)
+
+    with serve(answer) as (server, _):
+        names = (
+            f"{server.replace('//', '//wina:pa55%2Dword@')}/{{}}.txt?page=2&X-Amz-Credential=cr3dential%2Faws4_request"
+        )
+        train, val, missing = (
+            f"{names.format(name)}&X-Amz-Signature=s1gnature&token=t0ken" for name in ("train", "val", "missing")
+        )
+        options = [*SMALL, "--data.context_size=8", "--trainer.max_epochs=1", f"--data.val_source={val}"]
+        printed = here("fit", f"--data.source={train}", *options)
+        printed += here("validate", f"--data.source={train}", f"--data.val_source={val}", "--ckpt_path=best")
+        printed += here("fit", f"--data.source={missing}", *options)
+        assert {authorization for _, authorization in asked} == {f"Basic {secrets[-1]}"}
+        assert all("token=t0ken" in path for path, _ in asked)
+        printed += here("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert "missing.txt?page=2" in printed
+    assert "HTTP status 401 Unauthorized. If it takes a password or a token, give it in data.source" in printed
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {"config.yaml", "hparams.yaml", "last.ckpt", "best.ckpt", "manifest.json", ".last_use"}
+    assert kinds <= {path.name for path in written}
+    assert any(path.name.startswith("events.") for path in written)
+    for path in [*written, *tmp_path.rglob("*")]:
+        content = path.read_bytes() if path.is_file() else b""
+        for secret in secrets:
+            assert secret not in str(path)
+            assert secret.encode() not in content, (path, secret)
+    for secret in secrets:
+        assert secret not in printed

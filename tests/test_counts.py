@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 from gpt2_lit import gpt2_tokenizer
 from gpt2_lit.data.windows import Batch, TokenWindows
 from gpt2_lit.monitor.counts import (
-    PIECE_TOKENS,
-    SAMPLE_TOKENS,
-    STORE_TOKENS,
+    RUN_TOKENS,
+    RUNS,
     Corpus,
-    count_ids,
     sample,
-    sample_pieces,
     spread,
     token_counts,
     token_label,
@@ -25,7 +22,6 @@ from gpt2_lit.monitor.counts import (
     visible,
     windows_as_text,
 )
-from gpt2_lit.store.token_store import TokenStore
 
 
 @given(st.integers(1, 10**9), st.integers(1, 300))
@@ -41,38 +37,44 @@ def test_spread_takes_evenly_spaced_numbers_with_both_ends(num_things, at_most):
 
 
 def test_of_a_large_corpus_a_bounded_part_is_counted_from_all_over_it():
-    ids = np.arange(3_000_000) // 300_000  # ten equal parts
-    windows = TokenWindows(ids, context_size=32, stride=16)
-    assert sample(windows).input_ids.numel() == SAMPLE_TOKENS
-    counts = token_counts(windows, vocab_size=12)
-    assert counts.sum() == SAMPLE_TOKENS
-    assert counts[:10].tolist() == pytest.approx(10 * [SAMPLE_TOKENS / 10], rel=0.001)
+    ids = (np.arange(10_000_000) // 1_000_000).astype(np.uint16)  # ten equal parts
+    counts = token_counts(TokenWindows(ids, context_size=32, stride=32), vocab_size=12)
+    assert counts.sum() == RUNS * RUN_TOKENS
+    assert counts[:10].tolist() == pytest.approx(10 * [RUNS * RUN_TOKENS / 10], rel=0.01)
     assert counts[10:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("num_runs", [1.5, RUNS, RUNS + 0.25, 2 * RUNS])
+def test_no_window_is_counted_twice_and_those_of_a_run_are_neighbours(num_runs):
+    windows = TokenWindows(
+        np.arange(int(num_runs * RUN_TOKENS) + 1), context_size=RUN_TOKENS // 4, stride=RUN_TOKENS // 4
+    )
+    firsts = [(batch.input_ids[:, 0] // windows.stride).tolist() for batch in sample(windows)]
+    assert all(run == list(range(run[0], run[-1] + 1)) for run in firsts)
+    numbers = [number for run in firsts for number in run]
+    assert numbers == sorted(set(numbers))
+    assert (numbers[0], numbers[-1]) == (0, len(windows) - 1)
+    assert len(numbers) == min(len(windows), 4 * RUNS)
+
+
+def test_an_id_beyond_the_vocabulary_is_told_not_counted():
+    windows = TokenWindows(np.array([3, 9, 3]), context_size=2, stride=1)
+    with pytest.raises(ValueError, match="the source holds the id 9, and the vocabulary ends at 8"):
+        token_counts(windows, vocab_size=9)
 
 
 @given(st.lists(st.integers(0, 4), max_size=20), st.lists(st.integers(0, 4), min_size=1, max_size=9))
 def test_the_unigram_perplexity_is_that_of_add_one_shares(train, val):
     counts = [train.count(i) for i in range(5)]
     log_likelihood = sum(math.log((counts[i] + 1) / (len(train) + 5)) for i in val)
-    perplexity = unigram_perplexity(np.array(counts), np.array(val))
+    perplexity = unigram_perplexity(np.array(counts), np.bincount(val, minlength=5))
     assert perplexity == pytest.approx(math.exp(-log_likelihood / len(val)))
 
 
-def test_the_tokens_of_windows_and_of_a_store_are_counted_alike() -> None:
-    ids = np.random.default_rng(0).integers(0, 12, 2401).astype(np.uint16)
-    of_windows = token_counts(TokenWindows(ids, context_size=32, stride=32), vocab_size=15)
-    of_store = count_ids(sample_pieces(TokenStore.of_array(ids[:-1])), vocab_size=15)
-    assert of_windows.tolist() == of_store.tolist() == np.bincount(ids[:-1], minlength=15).tolist()
-
-
-def test_of_a_large_store_pieces_are_counted_from_its_start_to_its_end() -> None:
-    store = TokenStore.of_array(np.arange(60_000_000, dtype=np.uint32))
-    pieces = list(sample_pieces(store))
-    assert len(pieces) == STORE_TOKENS // PIECE_TOKENS
-    assert {len(piece) for piece in pieces} == {PIECE_TOKENS}
-    assert (pieces[0][0], pieces[-1][-1]) == (0, len(store) - 1)
-    gaps = np.diff([int(piece[0]) for piece in pieces])
-    assert gaps.max() - gaps.min() <= 1
+def test_inputs_and_targets_are_counted_in_the_windows_as_training_has_them():
+    windows = TokenWindows(np.array([1, 2, 3, 4, 0]), context_size=2, stride=1)
+    assert token_counts(windows, 5).tolist() == [0, 1, 2, 2, 1]
+    assert token_counts(windows, 5, "target_ids").tolist() == [1, 0, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,13 @@ def test_tensorboard_shows_a_hostile_corpus_as_the_text_that_it_is():
     assert "<" not in re.sub(allowed, "", html)
     shown = {line.strip() for line in unescape(re.sub(allowed, "", html)).splitlines()}
     assert {line.strip() for line in text.splitlines() if line.startswith("    ")} <= shown
+
+
+def test_of_many_long_windows_five_are_shown_and_32_tokens_of_each():
+    windows = TokenWindows(np.zeros(82, np.int64), context_size=40, stride=1)
+    text = windows_as_text(Corpus(lambda ids: "x" * len(ids), windows))
+    assert "5 of 42 training windows, the first 32 of 40 tokens of each" in text
+    assert text.count("x") == 5 * 2 * 32, "inputs and targets"
 
 
 def test_no_label_of_gpt2_breaks_a_line_or_a_column():

@@ -18,6 +18,7 @@ from gpt2_lit.data.order import permute
 from gpt2_lit.errors import UserError
 from gpt2_lit.store import token_cache
 from gpt2_lit.store.prepare import prepare
+from gpt2_lit.text import sources
 from gpt2_lit.text.files import SHIPPED_TEXT
 from gpt2_lit.text.sources import Source
 from gpt2_lit.text.tokenizer import make_tokenizer
@@ -57,6 +58,18 @@ def fit(data: GPTDataModule, **options: Any) -> Trainer:
     )
     trainer.fit(EmbeddingStub(data.vocab_size, 8, data.context_size), data)
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("pin_memory", "device", "is_pinned"),
+    [(None, "cpu", False), (None, "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
+def test_batches_are_copied_from_pinned_memory_to_a_gpu_or_if_asked_for(words, pin_memory, device, is_pinned):
+    data = made(words, pin_memory=pin_memory)
+    assert data.train_dataloader().pin_memory is bool(pin_memory), "without a trainer there is no device"
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.trainer.strategy._root_device = torch.device(device)
+    assert data.train_dataloader().pin_memory is is_pinned
 
 
 def test_the_ids_of_a_text_are_those_of_the_textbook():
@@ -372,6 +385,68 @@ for value in (2.5, "many", None):
 """
 
 
+# Each argument that takes the setting's value from Python, and a value of a wrong type, which would else be taken for
+# another one ("false" is true) or end in an error of other code.
+WRONG_SETTINGS = """
+import sys
+from pathlib import Path
+import numpy as np
+from gpt2_lit import EmbeddingModule, GPTDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit.errors import UserError
+from gpt2_lit.store.plan import Recipe
+from gpt2_lit.store.prepare import prepare
+from gpt2_lit.store.token_store import open_store
+
+words, store = sys.argv[1], str(Path(sys.argv[1]).parent / "store")
+text = "the cat sat on the mat " * 20
+of_text = {"txt": text, "tokenizer": gpt2_tokenizer(), "context_size": 4, "stride": 1}
+dataset = lambda **given: GPTDatasetV1(**(of_text | given))
+loader = lambda **given: dataloader_v1(**({"txt": text} | given))
+module = lambda **given: EmbeddingModule(**({"vocab_size": 10, "embed_dim": 8, "context_size": 4} | given))
+make = lambda **given: prepare(**({"source": words, "store": store, "show_progress": False} | given))
+no_switch, no_number, no_string = ("false", None, 2), ("0.1", None, "many"), (5, b"x")
+wrong = [
+    (GPTDataModule, dict.fromkeys(("drop_last", "document_ids", "check", "strip_gutenberg"), no_switch)),
+    (GPTDataModule, {"pin_memory": ("no", 2), "shuffle": ("False", "none", 2, None)}),
+    (GPTDataModule, dict.fromkeys(("val_fraction", "cache_size"), no_number) | {"max_unpacked": ("1",)}),
+    (GPTDataModule, {"text_field": (*no_string, None), "document_separator": (*no_string, "")}),
+    (GPTDataModule, {"cache_dir": (b"c", 5, "s3://bucket/c"), "source": (np.array("a"), {"a"}, 5, b"a")}),
+    (loader, {"txt": (b"a", None, ["a"], Path("a")), "shuffle": no_switch, "drop_last": no_switch}),
+    (loader, {"num_workers": (-1, 0.0, None), "batch_size": (2.0, None)}),
+    (dataset, {"txt": (b"a", None, ["a"]), "tokenizer": (None, "gpt2", 5, len), "stride": (1.0, None)}),
+    (module, dict.fromkeys(("vocab_size", "embed_dim", "context_size"), (8.0, "8", None, 0))),
+    (module, {"dropout": no_number, "init": (None, "nope")}),
+    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1")}),
+    (Recipe, {"sha256": ("false", None)}),
+]
+for of, arguments in wrong:
+    for name, values in arguments.items():
+        for value in values:
+            try:
+                of(**{name: value})
+            except UserError:
+                continue
+            raise SystemExit(f"{of} takes {name}={value!r}")
+
+assert module(vocab_size=np.int64(10), embed_dim=np.uint8(8), dropout=np.float32(0.1)).dropout.p == np.float32(0.1)
+assert len(loader(batch_size=np.int64(2), drop_last=np.True_, shuffle=np.False_)) == 29
+assert GPTDataModule(cache_size=float("inf"), strip_gutenberg=np.True_).text_options.strip_gutenberg is True
+make(source=np.str_(words), store="~/store", num_processes=np.int64(1), recipe=Recipe(sha256=np.True_))
+assert len(open_store("~/store")) == len(open_store(Path.home() / "store"))
+assert not Path("~").exists()
+"""
+
+
+def test_a_setting_of_another_type_is_an_error_that_names_it_and_never_another_setting(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    ended = subprocess.run(
+        [sys.executable, "-c", WRONG_SETTINGS, str(words)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_settings_may_be_numbers_of_numpy_and_sources_generators(words):
     subprocess.run([sys.executable, "-c", NUMPY_SETTINGS, str(words)], check=True, timeout=120)
 
@@ -401,6 +476,9 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, got -0.1. Set data.val_fraction"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
         ({"cache_size": -1.0}, "cache_size must be at least 0, got -1.0. Set data.cache_size"),
+        ({"max_unpacked": 0.0}, "max_unpacked must be above 0, got 0.0. Set data.max_unpacked"),
+        ({"max_unpacked": float("nan")}, "max_unpacked must be above 0, got nan"),
+        ({"document_separator": ""}, "document_separator must not be empty. Set data.document_separator"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
@@ -631,6 +709,21 @@ def test_texts_in_memory_are_trained_on_as_the_same_texts_in_files(tmp_path) -> 
     assert "in memory" in in_memory.summary()
 
 
+def test_files_are_looked_for_once_also_where_validation_has_its_own(tmp_path, monkeypatch) -> None:
+    looked_for: list[str] = []
+    local_files = sources._local_files
+    monkeypatch.setattr(
+        sources, "_local_files", lambda name, *rest: (looked_for.append(name), local_files(name, *rest))[1]
+    )
+    texts = {"source": "the cat sat", "val_source": "on the mat", "test_source": "and slept"}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{text} " * 9)
+    data = GPTDataModule(**{name: tmp_path / name for name in texts}, context_size=4, batch_size=1)
+    data.prepare_data()
+    assert looked_for == [str(tmp_path / name) for name in texts]
+
+
 def test_a_text_in_memory_writes_no_file_and_comes_along_in_a_pickle(tmp_path) -> None:
     data = GPTDataModule.from_text(TALE, context_size=8, batch_size=2, cache_dir=tmp_path / "cache")
     data.setup()
@@ -650,6 +743,9 @@ def test_separators_end_documents_of_a_text_in_memory_and_else_are_told(caplog: 
         assert data.store
         assert data.store.num_documents == num_documents
     assert caplog.text.count("3 times <|endoftext|> in the texts is kept as text") == 1
+    assert "document_separator '" not in caplog.text.replace("--data.document_separator '", "")
+    GPTDataModule.from_text(text, document_separator="###", context_size=2).setup()
+    assert "data.document_separator '###' made 1 document of 1 text: is it in them?" in caplog.text
 
 
 def test_a_checkpoint_of_another_text_in_memory_is_refused(tmp_path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, logged
+from conftest import PROGRAM, SMALL, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
@@ -52,23 +52,38 @@ def batches(folder: Path, split: str, rank: int) -> list[list[list[int]]]:
     return [json.loads(line) for line in (folder / f"{split}-{rank}").read_text().splitlines()]
 
 
-@pytest.fixture
-def fit(program: Any, tmp_path: Path) -> Any:
-    def fit(name: str, *args: str) -> tuple[Path, str]:
-        (tmp_path / name).mkdir()
-        record = ["--trainer.callbacks=test_distributed.Record", f"--trainer.callbacks.folder={tmp_path / name}"]
-        options = ["--trainer.max_epochs=2", f"--trainer.logger.save_dir={name}", "--trainer.num_sanity_val_steps=0"]
-        status, printed = program("fit", *SMALL, *options, *record, *args, PYTHONPATH=str(Path(__file__).parent))
-        assert status == 0, printed
-        return tmp_path / name, printed
+def fit(folder: Path, *args: str) -> str:
+    """Train for two epochs, with a record of the batches in the folder: what the program printed."""
+    folder.mkdir()
+    record = ["--trainer.callbacks=test_distributed.Record", f"--trainer.callbacks.folder={folder}"]
+    options = ["--trainer.max_epochs=2", f"--trainer.logger.save_dir={folder}", "--trainer.num_sanity_val_steps=0"]
+    done = subprocess.run(
+        [*PROGRAM, "fit", *SMALL, *options, *record, *args],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
-    return fit
+
+TWO = ["--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fit: Any) -> None:
-    one, _ = fit("one", "--data.batch_size=8")
-    two, printed = fit("two", "--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The folders of a run of one process, and of one of two with half as large batches; what the second printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    printed = fit(folder / "one", "--data.batch_size=8")
+    assert "6,144 tokens" in printed
+    return folder / "one", folder / "two", fit(folder / "two", *TWO)
 
+
+def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(runs: tuple[Path, Path, str]) -> None:
+    one, two, _ = runs
     pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
     assert [first + second for first, second in pairs] == batches(one, "train", 0)
     for rank in (0, 1):
@@ -77,23 +92,31 @@ def test_two_processes_see_together_what_one_sees_with_batches_twice_as_large(fi
     validated = [window for rank in (0, 1) for batch in batches(two, "val", rank) for window in batch]
     assert sorted(validated) == sorted(window for batch in batches(one, "val", 0) for window in batch)
 
-    for name in ("source", "logs and checkpoints"):
-        assert printed.count(f"  {name}") == 1
-    alone, together = logged(one / "version_0"), logged(two / "version_0")
-    for tag in ("val/loss", "val/perplexity"):
-        assert [value for _, value in together[tag]] == pytest.approx([value for _, value in alone[tag]], rel=1e-3)
+
+def test_two_processes_log_together_what_one_logs_with_batches_twice_as_large(runs: tuple[Path, Path, str]) -> None:
+    one, two, printed = runs
+    assert "6,144 tokens" in printed
     assert "Warning" not in printed
+    for name in ("source", "logs and checkpoints", "best val loss"):
+        assert printed.count(f"  {name}") == 1
+    assert len(list((two / "version_0").glob("events*"))) == 1
+    alone, together = logged(one / "version_0"), logged(two / "version_0")
+    assert together["vocabulary/seen_fraction"] == alone["vocabulary/seen_fraction"]
+    norms = [f"embedding_norm/{kind}" for kind in ("token", "position", "input")]
+    gradients = ["gradient_norm/token_embedding", "gradient_norm/position_embedding"]
+    for tag in ("val/loss", "val/perplexity", *norms, "table_norm/token", *gradients):
+        (steps, values), (same_steps, same_values) = (zip(*curves[tag], strict=True) for curves in (alone, together))
+        assert same_steps == steps
+        assert same_values == pytest.approx(values, rel=2e-3), tag
 
 
-def test_a_run_of_one_process_goes_on_in_two(fit: Any, tmp_path: Path) -> None:
-    whole, _ = fit("whole", "--data.batch_size=8")
-    one, _ = fit("one", "--data.batch_size=8", "--trainer.max_steps=5")
-    checkpoint = f"--ckpt_path={one}/version_0/checkpoints/last.ckpt"
-    ddp = ["--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    two, _ = fit("two", checkpoint, "--trainer.max_steps=-1", *ddp)
-    pairs = zip(batches(two, "train", 0), batches(two, "train", 1), strict=True)
+def test_a_run_of_one_process_goes_on_in_two(runs: tuple[Path, Path, str], tmp_path: Path) -> None:
+    fit(tmp_path / "one", "--data.batch_size=8", "--trainer.max_steps=5")
+    checkpoint = f"--ckpt_path={tmp_path}/one/version_0/checkpoints/last.ckpt"
+    fit(tmp_path / "two", checkpoint, "--trainer.max_steps=-1", *TWO)
+    pairs = zip(batches(tmp_path / "two", "train", 0), batches(tmp_path / "two", "train", 1), strict=True)
     together = [first + second for first, second in pairs]
-    assert batches(one, "train", 0) + together == batches(whole, "train", 0)
+    assert batches(tmp_path / "one", "train", 0) + together == batches(runs[0], "train", 0)
 
 
 class Mask(nn.Module):
@@ -294,3 +317,52 @@ def test_without_a_trainer_processes_share_the_windows(tmp_path: Path, launcher:
         assert all("this loader was made before the process group" in told for told in before)
     assert [len(share) for share in val] == [5, 4]
     assert sorted(val[0] + val[1]) == list(range(0, 4 * 9, 4))
+
+
+# As Fabric starts them: the first windows of each batch, of two epochs and of validation, and the weights.
+FABRIC_LOOP = """
+import json, pathlib, sys
+import torch
+from lightning.fabric import Fabric
+from gpt2_lit import EmbeddingModule, GPTDataModule
+
+folder = pathlib.Path(sys.argv[1])
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+data = GPTDataModule(folder / "train.txt", "words", context_size=4, batch_size=3, val_source=folder / "val.txt")
+data.setup("fit")
+train, val = fabric.setup_dataloaders(data.train_dataloader(), data.val_dataloader())
+torch.manual_seed(1)
+model = EmbeddingModule(data.vocab_size, 8, 4)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+before = model.token_embedding.weight.sum().item()
+
+def step(inputs):
+    fabric.backward(model(inputs).square().mean())
+    optimizer.step()
+    optimizer.zero_grad()
+    return inputs[:, 0].tolist()
+
+epochs = [[step(inputs) for inputs, _ in train] for _ in range(2)]
+of_val = [inputs[:, 0].tolist() for inputs, _ in val]
+sums = before, model.token_embedding.weight.sum().item()
+(folder / f"windows-{fabric.global_rank}").write_text(json.dumps([*epochs, of_val, sums]))
+"""
+
+
+def test_two_processes_of_fabric_train_on_the_batches_of_one_with_batches_twice_as_large(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 36 + 1)))
+    (tmp_path / "val.txt").write_text(" ".join(f"w{i:03}" for i in range(4 * 9 + 1)))
+    (tmp_path / "loop.py").write_text(FABRIC_LOOP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPT2_LIT_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, str(tmp_path / "loop.py"), str(tmp_path)], env=environment, timeout=200, check=True)
+    first, second = (json.loads((tmp_path / f"windows-{rank}").read_text()) for rank in (0, 1))
+    alone = GPTDataModule(tmp_path / "train.txt", "words", context_size=4, batch_size=6, val_fraction=0.0)
+    alone.setup("fit")
+    loader = alone.train_dataloader()
+    for epoch in (0, 1):
+        together = [of_first + of_second for of_first, of_second in zip(first[epoch], second[epoch], strict=True)]
+        assert together == [inputs[:, 0].tolist() for inputs, _ in loader]
+    assert sorted(window for batch in first[2] + second[2] for window in batch) == list(range(0, 4 * 9, 4))
+    assert first[3] == second[3], "their gradients were averaged"
+    assert first[3][0] != first[3][1]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2_lit.monitor.figures import LEFT, SHRINK, SIDE, TOP, colors, heat_map, line_chart, nice_ticks
@@ -83,6 +83,7 @@ def test_a_line_chart_draws_its_line_and_the_level_where_they_belong(values):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.booleans())
+@example(1e-9, 1e-6, True)
 def test_ticks_are_few_evenly_spaced_and_within_the_range(low, length, whole):
     high = low + length
     ticks = nice_ticks(low, high, whole)

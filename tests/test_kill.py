@@ -206,16 +206,17 @@ def check_that_it_goes_on(
         command = shlex.split(line.removeprefix("  resume  "))
 
     whole = trained(runs.whole(1))
-    assert len(whole) == len(trained(runs.whole(processes))) == 3 * EPOCH
-    losses = logged(runs.whole(processes) / RUN)["val/loss"]
+    assert len(whole) == 3 * EPOCH
     for then in thens:
         again = folder / f"again-{then[0]}-{then[1]}"
         shutil.copytree(folder / "stopped", again)
         runs.run(again, [*command, *(runs.options(*then) if then != (workers, processes) else [])])
         assert before[:saved] + trained(again) == whole
         if then[1] == processes:
-            assert same(weights(again), weights(runs.whole(processes)))
-            assert dict(logged(again / RUN)["val/loss"]) == dict(losses), "each validation, once"
+            undisturbed = runs.whole(processes)
+            assert trained(undisturbed) == whole
+            assert same(weights(again), weights(undisturbed))
+            assert logged(again / RUN)["val/loss"] == logged(undisturbed / RUN)["val/loss"], "each validation, once"
 
 
 @pytest.mark.slow
@@ -232,11 +233,18 @@ def test_a_run_goes_on_after_every_signal_at_every_place(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(
+    ("number", "place", "processes", "to_all"),
+    [
+        (signal.SIGTERM, WITHIN, 2, True),
+        (signal.SIGINT, WITHIN, 2, False),
+        (signal.SIGTERM, VALIDATION, 1, True),
+    ],
+)
 def test_it_does_not_matter_whether_one_process_gets_the_signal_or_all(
-    runs: Runs, tmp_path: Path, number: signal.Signals, to_all: bool
+    runs: Runs, tmp_path: Path, number: signal.Signals, place: str, processes: int, to_all: bool
 ) -> None:
-    check_that_it_goes_on(runs, tmp_path, number, WITHIN, 2, 2, to_all, [(2, 2)])
+    check_that_it_goes_on(runs, tmp_path, number, place, 2, processes, to_all, [(2, processes)])
 
 
 @pytest.mark.slow
@@ -253,22 +261,15 @@ def test_a_second_signal_ends_all_processes_at_once(
     assert torch.load(tmp_path / "stopped" / LAST, weights_only=True)["global_step"] == EPOCH + 5
 
 
+# The cheapest of all these: a signal within the process is in test_run.py, one to the workers in test_loaders.py.
 @pytest.mark.parametrize(
-    ("number", "place", "workers", "processes", "to_all", "thens"),
+    ("number", "place", "workers", "processes", "then"),
     [
-        pytest.param(signal.SIGINT, WITHIN, 2, 2, True, [(2, 2), (0, 1)], id="Ctrl-C, two processes"),
-        pytest.param(signal.SIGTERM, VALIDATION, 2, 1, True, [(2, 1)], id="SIGTERM to all, in a validation"),
-        pytest.param(signal.SIGKILL, VALIDATION, 0, 1, False, [(2, 1)], id="SIGKILL, in a validation"),
+        pytest.param(signal.SIGTERM, WITHIN, 0, 2, (0, 1), id="SIGTERM to one of two processes"),
+        pytest.param(signal.SIGKILL, VALIDATION, 0, 1, (2, 1), id="SIGKILL, in a validation"),
     ],
 )
 def test_a_run_that_is_stopped_by_a_signal_goes_on(
-    runs: Runs,
-    tmp_path: Path,
-    number: signal.Signals,
-    place: str,
-    workers: int,
-    processes: int,
-    to_all: bool,
-    thens: list[tuple[int, int]],
+    runs: Runs, tmp_path: Path, number: signal.Signals, place: str, workers: int, processes: int, then: tuple[int, int]
 ) -> None:
-    check_that_it_goes_on(runs, tmp_path, number, place, workers, processes, to_all, thens)
+    check_that_it_goes_on(runs, tmp_path, number, place, workers, processes, False, [then])

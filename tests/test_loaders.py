@@ -122,7 +122,8 @@ from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.windows import TokenWindows
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     windows = TokenWindows(torch.arange(100_001).numpy(), 10, 10)
     loader = batch_loader(windows, WindowSampler(len(windows), 2), num_workers=2)
     loader.multiprocessing_context = sys.argv[1]
@@ -150,7 +151,7 @@ def processes_of_group(group):
     [("fork", 2), ("spawn", 2), ("forkserver", 2)]
     + [pytest.param(method, 1, marks=pytest.mark.slow) for method in ("fork", "spawn", "forkserver")],
 )
-def test_workers_survive_sigterm_to_all_and_end_with_their_trainer(tmp_path, method, threads):
+def test_workers_survive_signals_to_all_and_end_with_their_trainer(tmp_path, method, threads):
     script = tmp_path / "script.py"
     script.write_text(READS_FOR_EVER)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
@@ -161,6 +162,7 @@ def test_workers_survive_sigterm_to_all_and_end_with_their_trainer(tmp_path, met
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "torch.Size([2, 10])\n"
+        os.killpg(process.pid, signal.SIGINT)
         os.killpg(process.pid, signal.SIGTERM)
         process.stdin.write("go\n")
         process.stdin.flush()

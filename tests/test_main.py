@@ -1,8 +1,8 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import SMALL
 
 WAYS = {
@@ -16,16 +16,10 @@ def call(way: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([*WAYS[way], *args], cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
-def test_python_m_trains_and_advises_itself(tmp_path: Path) -> None:
-    done = call("python -m gpt2_lit", "fit", *SMALL, "--trainer.max_steps=1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "python -m gpt2_lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in done.stdout
-    assert os.listdir(tmp_path) == ["logs"]
-
-
-def test_the_file_of_the_program_as_a_module_is_the_program(tmp_path: Path) -> None:
-    done = call("python -m gpt2_lit.cli.main", "--help", cwd=tmp_path)
-    assert done.stdout.startswith("usage: python -m gpt2_lit ")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_program_calls_itself_as_it_was_called(tmp_path: Path, way: str) -> None:
+    name = way.removesuffix(".cli.main")
+    assert call(way, "--help", cwd=tmp_path).stdout.startswith(f"usage: {name} ")
 
 
 def test_the_help_of_gpt2_lit_names_the_trainings_beside_the_tools(tmp_path: Path) -> None:
@@ -40,12 +34,12 @@ def test_the_help_of_gpt2_lit_names_the_trainings_beside_the_tools(tmp_path: Pat
 
 
 def test_a_class_path_may_name_a_module_of_the_directory_and_no_other_file_of_it_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "signal.py").write_text("open('ran', 'w')")
-    (tmp_path / "tensorboardX.py").write_text("open('ran', 'w')")
-    (tmp_path / "my_module.py").write_text("from torch.nn import Identity\nclass Blocks(Identity): pass\n")
-    options = ["fit", *SMALL, "--trainer.max_steps=1"]
-    named = call("gpt2-lit", *options, "--model.backbone", "my_module.Blocks", cwd=tmp_path)
-    resumed = call("gpt2-lit", "fit", "--ckpt_path", "last", "--trainer.max_steps=2", cwd=tmp_path)
-    assert (named.returncode, resumed.returncode) == (0, 0), named.stderr + resumed.stderr
-    assert "gpt2-lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in named.stdout
-    assert not (tmp_path / "ran").exists()
+    files = ["my_module.py", "signal.py", "tensorboardX.py"]
+    for name in files[1:]:
+        (tmp_path / name).write_text("open('ran', 'w')")
+    (tmp_path / files[0]).write_text("from torch.nn import Identity\nclass Blocks(Identity): pass\n")
+    options = ["fit", *SMALL, "--trainer.max_steps=1", "--model.backbone", "my_module.Blocks"]
+    done = call("gpt2-lit", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "  gpt2-lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in done.stdout
+    assert sorted(path.name for path in tmp_path.glob("[!_]*")) == ["logs", *files]

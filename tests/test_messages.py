@@ -2,6 +2,7 @@ import errno
 import io
 import logging
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ def test_an_error_of_the_disk_ends_with_the_name_of_the_file(number: str) -> Non
     with pytest.raises(SystemExit) as end, errors_as_messages():
         raise OSError(getattr(errno, number), "it is full", "logs/last.ckpt")
     assert end.value.code == "error: logs/last.ckpt: it is full."
+
+
+def test_an_error_of_the_disk_without_a_file_ends_with_its_reason() -> None:
+    with pytest.raises(SystemExit) as end, errors_as_messages():
+        raise OSError(errno.ENOSPC, "it is full")
+    assert end.value.code == "error: it is full."
 
 
 CLEARS = "\x1b[2J"  # a terminal is wiped
@@ -72,3 +79,19 @@ def test_what_an_error_quotes_cannot_write_to_the_terminal_nor_fill_it() -> None
     assert error.startswith("the field \\x1b[2J\\x07\\u202e of data.jsonl\nhas\\tkkk")
     assert len(error) < 4_100
     assert "left out" in error
+
+
+def test_a_full_disk_in_the_thread_of_tensorboard_prints_no_traceback(monkeypatch, capfd):
+    def fail(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(logging.getLogger("gpt2_lit"), "handlers", [])
+    prepare_console()
+    for error in (OSError(errno.ENOSPC, "No space left on device"), OSError("of a network"), KeyError("a bug")):
+        thread = threading.Thread(target=fail, args=(error,))
+        thread.start()
+        thread.join()
+    printed = capfd.readouterr().err
+    assert "No space" not in printed
+    assert printed.count("Traceback") == 2

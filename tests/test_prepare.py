@@ -495,6 +495,18 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, disk, monkeypatch, num_pr
     assert tree(disk / "store") == fresh(rows)
 
 
+def test_what_unpacks_to_more_than_the_disk_has_leaves_some_of_it_to_others(tmp_path, disk, monkeypatch):
+    mount("-o", "remount,size=8m", str(disk))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * 10_000_000))  # 40 kB, and 20 MB of tokens
+    least = []
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: least.append(usage(path).free) or usage(path))
+    with pytest.raises(OSError, match=r"store cannot be written: its disk has 0.00 GB left, which are kept for others"):
+        prepare(tmp_path / "a.txt.gz", disk / "store")
+    assert 8 * 2**20 / 20 - 2**18 < min(least) < 8 * 2**20 / 20
+    assert not list((disk / "store").glob("*.tmp"))
+
+
 def test_a_corpus_that_grows_keeps_the_size_of_its_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "MAX_SHARDS", 2)
     (tmp_path / "corpus").mkdir()
@@ -779,6 +791,13 @@ def test_ends_of_text_in_a_text_are_told_and_a_separator_makes_documents_of_it(t
     store = open_store(tmp_path / "many")
     first = store.read(0, int(store.document_ends(0, len(store))[0])).tolist()
     assert gpt2_tokenizer().decode(first) == "Story 0 is short.<|endoftext|>"
+
+
+@pytest.mark.parametrize(("separator", "told"), [("###", "'###' made 1 document of 1 text: is it in them?"), ("b", "")])
+def test_a_separator_that_is_in_no_text_is_told(tmp_path, caplog, separator, told):
+    (tmp_path / "a.txt").write_text("a b c")
+    prepare(tmp_path / "a.txt", tmp_path / "store", Recipe(TextOptions(document_separator=separator)))
+    assert (told in caplog.text) if told else not caplog.text
 
 
 def test_a_text_that_cannot_be_encoded_is_named(tmp_path):

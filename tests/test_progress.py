@@ -3,11 +3,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import DIFFERENT_WORDS
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from test_datamodule import fit, made, windows
 
-from gpt2_lit import GPTDataModule
+from gpt2_lit import EmbeddingStub, GPTDataModule
 
 # Lightning itself calls what torch deprecates, and asks for workers where a machine has three cores or more; torch
 # warns where it has fewer cores than workers, and Python 3.12 where a process with threads forks.
@@ -80,3 +81,41 @@ def test_resuming_with_a_text_that_was_changed_is_refused(words, state):
 def test_resuming_without_a_trainer_is_an_error(words, state):
     with pytest.raises(RuntimeError, match="takes a Trainer"):
         made(words).load_state_dict(state)
+
+
+class Trained(Callback):
+    """The first tokens of each batch that was trained on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch.input_ids[:, 0].tolist())
+
+
+@pytest.mark.parametrize(("max_val", "found"), [(8, 8), (99, 0)])
+def test_a_batch_size_that_lightning_looks_for_is_tried_and_trained_with(words, tmp_path, max_val, found):
+    data, seen = made(words), Trained()
+    tried = []
+
+    class Watch(EmbeddingStub):
+        def training_step(self, batch, batch_idx):
+            tried.append(len(batch.input_ids))
+            return super().training_step(batch, batch_idx)
+
+    finder = BatchSizeFinder("binsearch", steps_per_trial=1, max_val=max_val, margin=0.0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=[finder, seen], **options)
+    model = Watch(data.vocab_size, 8, 4)
+    if not found:  # in 66 windows
+        with pytest.raises(ValueError, match="too few windows for one full batch: 1 x batch_size 99 windows, and"):
+            trainer.fit(model, data)
+        assert data.batch_size == 64
+    else:
+        trainer.fit(model, data)
+        assert data.batch_size == found
+        loader = made(words, batch_size=found).train_dataloader()
+        assert seen.batches == [inputs[:, 0].tolist() for _ in range(2) for inputs, _ in loader]
+        assert data.state_dict()["global_batch"] == found
+    assert sorted(set(tried)) == ([2, 4, 8] if found else [2, 4, 8, 16, 32, 64])
+    assert [path.name for path in tmp_path.iterdir()] == ["words.txt"]

@@ -1,8 +1,10 @@
 """The directory, the README, the pages and the rules of the house say the same."""
 
 import ast
+import inspect
 import re
 import tomllib
+from importlib import import_module
 
 import pytest
 import yaml
@@ -183,6 +185,33 @@ def test_the_words_of_the_glossary_are_those_of_the_package() -> None:
     package = " ".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")).replace("_", " ").lower()
     assert len(words) > 30
     assert [word for word in words if word.replace("_", " ").lower() not in package] == []
+
+
+# A run without an option, and code without an argument, mean these.
+DEFAULTS = {
+    "data.datamodule.GPTDataModule": dict(
+        tokenizer="gpt2", context_size=32, stride=None, batch_size=8, val_fraction=0.1, seed=42, shuffle="global",
+        drop_last=True, num_workers=0, pin_memory=None, document_ids=False, text_field="text", strip_gutenberg=False,
+        token_dtype="uint16", cache_size=50.0, check=False,
+    ),
+    "data.order.WindowSampler": dict(seed=0, shuffle="global", drop_last=True, rank=0, world_size=1),
+    "embedding.embedding.EmbeddingModule": dict(
+        vocab_size=50257, embed_dim=768, context_size=1024, dropout=0.0, init="gpt2", pad_vocab_to_multiple_of=1
+    ),
+    "monitor.stub.EmbeddingStub": dict(vocab_size=50257, embed_dim=64, context_size=32, dropout=0.0, init="gpt2"),
+    "monitor.monitor.EmbeddingMonitor": dict(every_n_steps=1000, projected_tokens=2000),
+    "cli.run.RunCheckpoint": dict(every_n_steps=500, monitor="val/loss"),
+    "store.prepare.prepare": dict(show_progress=True),
+    "store.verify.verify": dict(show_progress=False),
+    "store.token_store.open_store": dict(check=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_is_left_out_has_the_value_that_others_rely_on(name: str) -> None:
+    module, _, called = name.rpartition(".")
+    parameters = inspect.signature(getattr(import_module(f"gpt2_lit.{module}"), called)).parameters
+    assert {option: parameters[option].default for option in DEFAULTS[name]} == DEFAULTS[name]
 
 
 # Phrases that only this project would use, and what the field says.

@@ -8,7 +8,9 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -183,11 +185,13 @@ def test_two_ranges_give_a_text_of_many_line_ends_whichever_byte_is_between_them
         assert joined([*read_pieces(file, PLAIN, 0, border), *read_pieces(file, PLAIN, border)]) == expected
 
 
+CHARACTERS = [chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000]
+
+
 @pytest.mark.parametrize("cut_before", [" \r\n", " "])
 @pytest.mark.parametrize("gap", [" ", "\n", "\r", "\r\n", "\n ", "\t"])
 def test_bytes_are_cut_after_exactly_those_characters_after_which_text_is_cut(gap, cut_before):
-    characters = (chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number < 0xE000)
-    text = "".join(f"{character}{gap}" for character in characters)
+    text = gap.join([*CHARACTERS, ""])
     cut = re.sub(rf"(?<=\S)[{cut_before}]", "|", text)
     assert cut.encode() == re.sub(documents._gap(cut_before), b"|", text.encode())
 
@@ -447,13 +451,14 @@ def test_the_text_may_be_in_another_field(tmp_path):
         ('{"text": 1.5}', "the field 'text' must be a string and is number"),
     ],
 )
-def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(tmp_path, line, message):
+def test_a_line_that_is_no_document_is_named_with_its_number_in_the_file(monkeypatch, tmp_path, line, message):
+    monkeypatch.setattr(documents, "_PIECE", 1 << 10)
     path = tmp_path / "a.jsonl"
-    good = '{"text": "\u00e9"}\n\n' * 30_000
+    good = '{"text": "\u00e9"}\n\n' * 300
     path.write_text(good + line + "\n" + good, encoding="utf-8")
     [file] = find_files(path)
     for start in (0, len(good.encode()) - 100, len(good.encode())):
-        with pytest.raises(ValueError, match=r"a.jsonl, line 60001: ") as caught:
+        with pytest.raises(ValueError, match=r"a.jsonl, line 601: ") as caught:
             list(read_pieces(file, PLAIN, start))
         assert message in str(caught.value)
 
@@ -818,10 +823,27 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
     [
         ("text of two bytes".encode("utf-16-le"), "NUL, as in UTF-16.*iconv -f UTF-16LE"),
         ("text of two bytes".encode("utf-16-be"), "NUL, as in UTF-16.*iconv -f UTF-16BE"),
+        ("text of four bytes".encode("utf-32-le"), "NUL, as in UTF-32.*iconv -f UTF-32LE"),
+        ("text of four bytes".encode("utf-32-be"), "NUL, as in UTF-32.*iconv -f UTF-32BE"),
+        (b"\xff\xfe\0\0" + "text".encode("utf-32-le"), "is not UTF-8.*iconv -f UTF-32 "),
+        (b"\0\0\xfe\xff" + "text".encode("utf-32-be"), "NUL, as in UTF-32"),
+        ("soft\u00adhyphens and \U0001f600".encode("utf-16-le") * 30, "iconv -f UTF-16LE"),
+        (b"\1\0\2\0\3\0 binary", "is not a text: it has a NUL byte"),
+        (b"binary \x90\x01\x02", "is not a text: it has the byte 0x01 at offset 8"),
+        (b"\x1b$B%F%9%H\x1b(B", "is in ISO-2022-JP"),
         (b"a text, then \0 binary", "is not a text: it has a NUL byte at offset 13"),
         (b"%PDF-1.7 text", "is a PDF. .*pdftotext"),
         (b"PK\x03\x04 text", "is a zip archive"),
-        (gzip.compress(b"text"), r"is gzip. Let its name end in .gz"),
+        (b"PK\x05\x06".ljust(22, b"\0"), "is a zip archive"),
+        (b"Rar!\x1a\x07\1\0", "is a RAR archive"),
+        (b"\x04\x22\x4d\x18 text", "is lz4"),
+        (b"\x1f\x9d text", "is packed by compress"),
+        (b"%!PS-Adobe-3.0\n", "is PostScript"),
+        (b"Obj\1\4\x14avro", "is Avro"),
+        (b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        (b"/annex/objects/SHA256E-s3--aa\n", "is a pointer of git-annex"),
+        (b"# xet version 0\n", "is a pointer of Xet"),
+        (gzip.compress(b"text"), r"is gzip. (Let its name end in .gz|It is packed twice)"),
         (b"\x28\xb5\x2f\xfd text", "is zstd"),
         (b"BZh91AY&SY text", "is bzip2"),
         (b"\xfd7zXZ\0 text", "is xz"),
@@ -840,6 +862,10 @@ def test_a_text_without_the_separator_says_so_where_it_is_too_long(tmp_path, mon
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a file of Office"),
         (b"\n<!DOCTYPE html>\n<title>Index of /</title>", r"is a web page \(HTML\)"),
         (b'\xef\xbb\xbf<html lang="en">', "is a web page"),
+        (b"<?xml version='1.0'?>\n<!DOCTYPE html PUBLIC ''>", "is a web page"),
+        (b"<!-- saved -->\n<head><title>", "is a web page"),
+        (b'<pre>\n<a href="..">..</a>', "is a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "is an answer of a web server"),
     ],
 )
 @pytest.mark.parametrize("name", ["book.txt", "book.jsonl", "book.csv", "book", "book.txt.gz"])
@@ -860,11 +886,44 @@ def test_a_text_about_these_is_one(tmp_path):
         "MZ begins a program",
         "x" * 257 + "ustar",
         "version https://example.org",
+        "<!-- a comment --> of a text",
+        "<?xml version='1.0'?><poem>",
+        "%! and ORC and Obj",
+        "\x1b[31mred",
     ):
         (tmp_path / "text.txt").write_text(text)
         assert read(tmp_path / "text.txt") == [text]
     (tmp_path / "page.html").write_text("<html>")
     assert read(tmp_path / "page.html") == ["<html>"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.parquet", "a.arrow"])
+def test_a_page_or_a_pointer_under_another_name_is_named(tmp_path, name):
+    pytest.importorskip("pyarrow")
+    for content, message in (
+        (b"version https://git-lfs.github.com/spec/v1\n", f"{name} is a Git LFS pointer, not the file itself"),
+        (b"<!doctype html>", f"{name} is a web page"),
+        (b"a text", f"{name} is not a whole"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
+
+
+def test_what_is_packed_twice_is_told(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
+    with pytest.raises(ValueError, match=r"a.txt.gz is gzip. It is packed twice: unpack it once"):
+        read(tmp_path / "a.txt.gz")
+
+
+def test_a_column_that_is_there_twice_and_an_empty_separator_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has several columns 'text'"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="document_separator must not be empty"):
+        TextOptions(document_separator="").checked()
 
 
 @pytest.mark.parametrize("padding", [1, 512, 5000])
@@ -929,8 +988,17 @@ def page_bomb(path: Path) -> None:
     parquet.write_table(table, path, compression="zstd", use_dictionary=False)
 
 
+def arrow_bomb(path: Path, compression: str | None = "zstd", dictionary: bool = False) -> None:
+    column = pyarrow.array(["a " * (1 << 16)] * 16)
+    table = pyarrow.table({"text": column.dictionary_encode() if dictionary else column})
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    write_arrow(path, table, new=partial(pyarrow.ipc.new_file, options=options))
+
+
 BOMBS = {"a.txt.zst": zstd_bomb, "b.jsonl.gz": gzip_bomb, "c.txt.gz": gzip_bomb}
 BOMBS |= {"dictionary.parquet": dictionary_bomb, "page.parquet": page_bomb}
+BOMBS |= {"zstd.arrow": arrow_bomb, "lz4.arrow": partial(arrow_bomb, compression="lz4")}
+BOMBS |= {"dictionary.arrow": partial(arrow_bomb, dictionary=True)}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -948,13 +1016,21 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_stored_in_is_refused(tmp_pat
         assert sum(map(len, read(tmp_path / name, max_unpacked=0.004, **options))) == 1 << 21
 
 
+def test_a_batch_of_rows_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_SMALL", 1 << 20)
+    unpacked = []
+    monkeypatch.setattr(documents, "_column_documents", lambda *arguments: unpacked.extend(arguments[3]) or iter([]))
+    arrow_bomb(tmp_path / "a.arrow")
+    assert "holds more than 0.00105 GB of text" in first_error(tmp_path / "a.arrow")
+    assert not unpacked
+
+
 def test_a_dense_file_may_hold_a_hundred_times_its_stored_size(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "_SMALL", 1)
     text = os.urandom(5_000).hex() * 50  # 500,000 characters, in about 7,500 bytes
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
     assert read(tmp_path / "a.txt.zst") == [text]
-    with pytest.raises(InvalidValue, match="max_unpacked must be above 0, got 0"):
-        read(tmp_path / "a.txt.zst", max_unpacked=0)
+    assert read(tmp_path / "a.txt.zst", max_unpacked=float("inf")) == [text]
 
 
 def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
@@ -964,6 +1040,17 @@ def test_long_texts_of_a_dictionary_are_in_memory_one_at_a_time(tmp_path):
         parquet.write_table(pyarrow.table({"text": [text] * 4}), tmp_path / name, compression="zstd")
         rows[name] = documents._rows_at_a_time(parquet.read_metadata(tmp_path / name).row_group(0).column(0))
     assert rows == {"long": 1, "short": documents._ROWS}
+
+
+def test_the_rows_of_an_arrow_dictionary_are_strings_one_at_a_time(tmp_path):
+    table = pyarrow.table({"text": pyarrow.array(["a " * (1 << 19)] * 64).dictionary_encode()})
+    write_arrow(tmp_path / "a.arrow", table)
+    [file] = find_files(tmp_path / "a.arrow")
+    tracemalloc.start()
+    assert sum(len(piece.text) for piece in read_pieces(file, PLAIN)) == 64 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_a_row_that_is_very_long_is_told(tmp_path, monkeypatch, caplog):
@@ -981,31 +1068,3 @@ def test_of_many_fields_ten_are_named(tmp_path):
     assert "field-8, ...." in message
     assert len(message) < 500
     assert message.isprintable()
-
-
-def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
-    class Failing(io.FileIO):
-        def readinto(self, buffer) -> int:
-            if self.tell() < 1000:  # what is read after the footer
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return super().readinto(buffer)
-
-    parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), tmp_path / "a.parquet")
-    [file] = find_files(tmp_path / "a.parquet")
-    monkeypatch.setattr(documents, "open_file", lambda file: io.BufferedReader(Failing(file.path)))
-    with pytest.raises(FileError, match=r"a.parquet cannot be read: Input/output error"):
-        list(read_pieces(file, PLAIN))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x89PNG\r\n\x1a\n", "is an image"),
-        (pickle.dumps(["a text"] * 3), "is a pickle"),
-        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"), "is a tar archive"),
-    ],
-)
-def test_pictures_pickles_and_archives_are_refused_by_name(tmp_path, content, message):
-    name = "a.txt.gz" if content.startswith(b"\x1f") else "a.txt"
-    (tmp_path / name).write_bytes(content)
-    assert message in first_error(tmp_path / name)

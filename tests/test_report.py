@@ -1,14 +1,17 @@
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL
 from lightning.pytorch import Trainer
 
-from gpt2_lit.cli.report import RunProgressBar, minutes
+import gpt2_lit.cli.report
+from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit.cli.report import RunProgressBar, RunReport, minutes
 
 
 def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
@@ -41,7 +44,17 @@ def test_a_checkpoint_of_a_report_that_counted_for_itself_still_loads(here: Call
 def test_the_best_value_is_that_of_the_checkpoints_monitor(here: Callable[..., str]) -> None:
     printed = here("fit", *SMALL, "--trainer.max_epochs=1", "--checkpoint.monitor=val/perplexity")
     assert re.search(r"  best val perplexity   \d{3}\.\d\d\n", printed)
-    assert "best" not in here("fit", *SMALL, "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false")
+
+
+def test_checkpoints_and_model_summary_may_be_switched_off(here: Callable[..., str], tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs=1", "--trainer.logger.save_dir=deep/logs"]
+    switched_off = ["--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false"]
+    printed = here("fit", *SMALL, *options, *switched_off)
+    assert "trained               12 steps" in printed
+    for name in ("best", "EmbeddingModule", "--ckpt_path"):
+        assert name not in printed
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert list(tmp_path.glob("deep/logs/version_0/events*"))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +74,38 @@ def test_times_are_minutes_and_seconds(seconds: float, shown: str) -> None:
     ],
     ids=str,
 )
-def test_the_time_left_is_that_of_the_batches_left(limits: dict[str, int], batches_left: int | None) -> None:
+def test_the_time_left_is_that_of_the_batches_left(
+    limits: dict[str, int], batches_left: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten batches an epoch, four a step, a second each: 12 batches are done, four of them before this run."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=4, **limits)
     trainer.fit_loop.max_batches = 10
     trainer.fit_loop.epoch_loop.batch_progress.total.processed = 12
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 3
     bar = RunProgressBar()
-    bar.begun, bar.batches_before = time.perf_counter() - 8, 4
-    left = bar._seconds_left(trainer)
-    assert left == (None if batches_left is None else pytest.approx(batches_left, rel=0.05))
+    monkeypatch.setattr(gpt2_lit.cli.report, "time", SimpleNamespace(perf_counter=lambda: 8.0))
+    bar.begun, bar.batches_before = 0.0, 4
+    assert bar._seconds_left(trainer) == batches_left
+
+
+@pytest.mark.parametrize(
+    ("document_ids", "text"), [(False, "c <|endoftext|> d e f g h i"), (True, "d e f g h i")], ids=str
+)
+def test_predictions_are_shown_after_the_end_of_the_last_document_of_a_window(
+    tmp_path: Path, capfd: Any, document_ids: bool, text: str
+) -> None:
+    (tmp_path / "test.txt").write_text("a b c|d e f g h i j" + 11 * "|a b c d e f g h i j")
+    data = GPTDataModule.from_text(
+        "a b c d e f g h i j " * 9,
+        tokenizer="words",
+        context_size=10,
+        batch_size=4,
+        test_source=tmp_path / "test.txt",
+        document_separator="|",
+        document_ids=document_ids,
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunReport("train")], enable_progress_bar=False)
+    trainer.predict(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=10), data)
+    printed = capfd.readouterr().out
+    assert re.search(rf"what comes next:\n  '{re.escape(text)}' -> '\S+' \('j'\)\n", printed), printed
+    assert printed.count(" -> ") == 4, "of the first batch"

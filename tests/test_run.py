@@ -3,6 +3,7 @@ import errno
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logged
+from conftest import Disk, logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
@@ -103,7 +104,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 def train(
     folder: Path,
     text: Path,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     break_in: int | None = None,
     interrupt: tuple[str, int] | None = None,
     again: int | None = None,
@@ -388,10 +389,62 @@ def test_a_write_that_fails_leaves_the_former_checkpoint_and_nothing_else(
     assert last.read_bytes() == good
 
 
+CHECKPOINT = ["sync last", "name last", "sync checkpoints"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_its_name_before_the_training_goes_on(
+    disk: Disk, tmp_path: Path, text: Path
+) -> None:
+    train(tmp_path, text, val_fraction=0.2, max_epochs=1)
+    best = ["sync best", "name best", "sync checkpoints"]
+    assert disk.events[-6:] == best + CHECKPOINT
+    disk.events.clear()
+    train(tmp_path, text, every_n_steps=5, max_epochs=1)  # of 11 steps
+    assert disk.events == 3 * CHECKPOINT
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_error_at_any_moment_leaves_a_checkpoint_to_resume_from(
+    disk: Disk, tmp_path: Path, text: Path, number: int
+) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    former = last.read_bytes()
+    disk.events.clear()
+    disk.failing_at = number
+    with pytest.raises(FileError, match=r"last.ckpt cannot be written \(Input/output error\)"):
+        train(tmp_path, text, last, max_epochs=2)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert (last.read_bytes() == former) == (number < 3)
+    train(tmp_path, text, last, max_epochs=3)
+    assert torch.load(last, weights_only=True)["global_step"] == 3 * EPOCH
+
+
 def test_a_checkpoint_needs_no_directory_for_temporary_files(tmp_path: Path, text: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
     train(tmp_path, text, max_epochs=1)
     assert torch.load(tmp_path / "version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size stands for a full disk")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_curves_that_cannot_be_written_end_a_run_by_an_error_that_names_them(tmp_path: Path, text: Path) -> None:
+    import resource
+
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(
+            FileError, match=r"the curves in .*version_0 cannot be written \(File too large\). Make room"
+        ):
+            train(tmp_path, text, last, max_epochs=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob("*.tmp"))
+    train(tmp_path, text, last, max_epochs=2)
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * EPOCH
 
 
 def test_runs_that_start_together_get_a_directory_each(tmp_path: Path) -> None:
@@ -426,8 +479,23 @@ def test_the_best_checkpoint_is_found_by_a_trainer_in_python(tmp_path: Path, tex
     )
     trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data)
     trainer.test(ckpt_path="best", datamodule=data, verbose=False)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(EmbeddingStub(data.vocab_size, embed_dim=8, context_size=4), data, ckpt_path="best")
+    assert trainer.current_epoch == 2
     assert trainer.ckpt_path == checkpoint.best_model_path == str(tmp_path / "version_0/checkpoints/best.ckpt")
     assert checkpoint.last_model_path == str(tmp_path / "version_0/checkpoints/last.ckpt")
+
+
+def test_a_training_that_begins_anew_tells_of_the_checkpoint_that_it_replaces(
+    tmp_path: Path, text: Path, caplog: Any
+) -> None:
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    train(tmp_path, text, last, max_epochs=2)
+    assert "former training" not in caplog.text
+    with pytest.warns(UserWarning, match="there is no last checkpoint available"):  # Lightning's own
+        train(tmp_path, text, "last", max_epochs=1)
+    assert f"{last} is of a former training and will be replaced" in caplog.text
 
 
 def test_the_best_checkpoint_survives_spawned_processes_and_is_not_that_of_another_run(

@@ -10,9 +10,9 @@ import fsspec
 import pytest
 from test_files import find_files, needs_permissions
 
-from gpt2_lit.errors import InvalidType, InvalidValue, MissingPackage
+from gpt2_lit.errors import InvalidType, InvalidValue, MissingFile, MissingPackage
 from gpt2_lit.store.prepare import prepare
-from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile, open_file
+from gpt2_lit.text.files import SHIPPED_TEXT, SourceFile, open_file, portable
 from gpt2_lit.text.sources import Source
 
 
@@ -132,6 +132,7 @@ def test_several_files_and_folders_are_taken_together_each_file_once(folder):
     [
         ("*.txt", ["b.txt"]),
         ("**/*.[mM]d", ["a.md", "z/deep/d.Md"]),
+        ("**/z/**/*.[mM]d", ["z/deep/d.Md"]),
         ("?.md", ["a.md"]),
         ("*t*", ["b.txt", "notes.rst", "txt"]),
     ],
@@ -494,3 +495,88 @@ def test_programs_that_are_called_train_and_test_are_no_splits(tmp_path):
     for name in ("train.py", "test.py"):
         (tmp_path / name).write_text("print()", encoding="utf-8")
     assert len(find_files(f"{tmp_path}/*.py")) == 2
+
+
+def test_two_names_of_one_file_are_one_where_case_does_not_matter(tmp_path, monkeypatch):
+    for name in ("a.txt", "A.txt"):
+        (tmp_path / name).write_text("text")
+    names = [tmp_path / "a.txt", tmp_path / "A.txt"]
+    assert len(Source.of(names).find_files()) == 2
+    monkeypatch.setattr("os.path.normcase", str.lower)
+    assert len(Source.of(names).find_files()) == 1
+
+
+def test_files_come_in_the_same_order_where_directories_are_separated_by_backslashes(monkeypatch):
+    assert sorted(["a0", "a/z"], key=portable) == ["a/z", "a0"]
+    monkeypatch.setattr("os.sep", "\\")
+    assert sorted(["a0", "a\\z"], key=portable) == ["a\\z", "a0"]
+
+
+def test_a_directory_of_hidden_files_says_that_they_are_left_out(tmp_path):
+    for name in (".a.txt", ".b.txt"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(MissingFile, match=r"has no text file .* Hidden ones \(2\) are left out\.$"):
+        find_files(tmp_path)
+
+
+def test_files_that_are_named_more_than_once_are_read_once_and_that_is_told(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    files, report = Source.of([tmp_path, tmp_path / "b.txt", tmp_path / "*.txt"]).look()
+    assert [Path(file.path).name for file in files] == ["a.txt", "b.txt"]
+    assert report == "data.source: 2 files (2 .txt), 8 bytes; 3 named more than once and read once"
+    assert Source.of([tmp_path / "a.txt", tmp_path / "b.txt"]).look()[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", '{"_data_files": [5]}'),
+        ("state.json", '{"_data_files": {"filename": "a.txt"}}'),
+        ("state.json", '{"_data_files": [{"filename": 5}]}'),
+        ("dataset_dict.json", '{"splits": 5}'),
+        ("dataset_dict.json", '{"splits": [1, 2]}'),
+        ("dataset_dict.json", "[" * 100_000),
+    ],
+)
+def test_json_of_another_form_beside_texts_is_another_programs(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "a.txt").write_text("text")
+    assert [Path(file.path).name for file in find_files(tmp_path)] == ["a.txt"]
+
+
+def test_a_file_that_has_two_names_by_a_hard_link_is_read_once(tmp_path):
+    (tmp_path / "b.txt").write_text("text")
+    os.link(tmp_path / "b.txt", tmp_path / "a.txt")
+    (tmp_path / "c.txt").write_text("text")  # another one, of equal content
+    assert [Path(file.path).name for file in Source.of(tmp_path).find_files()] == ["a.txt", "c.txt"]
+
+
+def test_a_text_beside_itself_packed_is_refused(tmp_path):
+    for name in ("a.txt", "a.txt.gz", "b.txt.zst"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match=r"a.txt and .*a.txt.gz are probably one text, packed and unpacked"):
+        Source.of(tmp_path).find_files()
+    assert len(Source.of([tmp_path / "a.txt", tmp_path / "a.txt.gz"]).find_files()) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_in_a_directory_is_passed_over_and_told(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "b.txt")
+    files, report = Source.of(tmp_path).look()
+    assert len(files) == 1
+    assert "passed over: 1 .txt" in report
+
+
+@pytest.mark.parametrize("several", [{"a.txt"}, frozenset(["a.txt"]), {"a.txt": 1}, {"a.txt": 1}.keys()], ids=repr)
+@pytest.mark.parametrize("of", [Source.of, Source.of_texts])
+def test_what_has_no_order_is_refused(several, of):
+    with pytest.raises(TypeError, match=r"must be a list, got a (set|frozenset|dict|dict_keys)\. Make a list"):
+        of(several)
+
+
+@pytest.mark.parametrize("of", [Source.of, Source.of_texts])
+def test_an_open_file_is_refused(of):
+    with open(__file__) as file, pytest.raises(TypeError, match="got an open file"):
+        of(file)

@@ -3,6 +3,7 @@ import logging
 import os
 import platform
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -90,6 +91,20 @@ def test_an_error_of_the_disk_says_what_to_do(storage, code):
         raise OSError("of a source")
 
 
+def test_a_file_system_that_syncs_no_directories_is_written_to(storage, monkeypatch):
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", of_files_alone)
+    with storage.put("a", commit=True) as file:
+        file.write(b"1")
+    assert storage.read("a") == b"1"
+
+
 def test_no_link_is_followed_to_a_file_of_somebody_else(tmp_path, monkeypatch):
     (tmp_path / "theirs").write_text("theirs")
     monkeypatch.setattr("secrets.token_hex", lambda num_bytes: "0" * 8)
@@ -99,7 +114,10 @@ def test_no_link_is_followed_to_a_file_of_somebody_else(tmp_path, monkeypatch):
     assert (tmp_path / "theirs").read_text() == "theirs"
 
 
-def test_a_directory_written_aside_replaces_the_former_one(tmp_path):
+DIRECTORY = ["sync now", "sync sharded", "name sharded", "name sharded"]
+
+
+def test_a_directory_written_aside_replaces_the_former_one(disk, tmp_path):
     (tmp_path / "sharded").mkdir()
     (tmp_path / "sharded" / "former").touch()
     aside = path_aside(tmp_path / "sharded")
@@ -107,10 +125,36 @@ def test_a_directory_written_aside_replaces_the_former_one(tmp_path):
         aside.mkdir()
         (aside / "now").touch()
     assert [path.name for path in (tmp_path / "sharded").iterdir()] == ["now"]
+    assert disk.events == [*DIRECTORY, "delete former"]
     aside.mkdir()
     with pytest.raises(TypeError), put_in_place(aside, tmp_path / "sharded"):
         raise TypeError
     assert [path.name for path in tmp_path.iterdir()] == ["sharded"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_an_error_at_any_moment_leaves_the_former_directory(disk, tmp_path, number):
+    path = tmp_path / "sharded"
+    path.mkdir()
+    (path / "former").touch()
+    aside = path_aside(path)
+    aside.mkdir()
+    (aside / "now").touch()
+    disk.failing_at = number
+    with pytest.raises(OSError, match="Input/output"), put_in_place(aside, path):
+        pass
+    assert disk.events[:number] == DIRECTORY[:number]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["sharded", "sharded/former"]
+
+
+@pytest.mark.parametrize(("is_directory", "was_directory"), [(True, False), (False, True)])
+def test_a_directory_replaces_a_file_and_a_file_a_directory(tmp_path, is_directory, was_directory):
+    path, aside = tmp_path / "last.ckpt", tmp_path / "aside"
+    path.mkdir() if was_directory else path.touch()
+    with put_in_place(aside, path):
+        aside.mkdir() if is_directory else aside.touch()
+    assert path.is_dir() == is_directory
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_two_files_of_one_name_and_process_do_not_meet(storage):
@@ -200,3 +244,33 @@ def test_what_a_process_left_that_nobody_has_waited_for_is_deleted(tmp_path):
     with storage.lock():
         assert not list(tmp_path.glob("*.tmp"))
     assert process.wait() == -signal.SIGKILL
+
+
+def test_on_macos_bytes_leave_the_cache_of_the_disk_too(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    asked = []
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    with write_aside(tmp_path / "file") as file:
+        file.write(b"text")
+    assert asked == [51]
+
+
+def test_a_file_that_somebody_reads_where_that_forbids_it_is_replaced_once_they_have(tmp_path, monkeypatch):
+    replace, tries = os.replace, []
+
+    def in_use_twice(*paths: Path) -> None:
+        tries.append(paths)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "in use by another process")
+        replace(*paths)
+
+    monkeypatch.setattr("os.replace", in_use_twice)
+    with pytest.raises(PermissionError), write_aside(tmp_path / "file") as file:
+        file.write(b"at once, elsewhere")
+    tries.clear()
+    monkeypatch.setattr(storage_module, "_IN_USE_DELAYS", (0.01, 0.01))
+    with write_aside(tmp_path / "file") as file:
+        file.write(b"text")
+    assert (len(tries), (tmp_path / "file").read_bytes()) == (3, b"text")

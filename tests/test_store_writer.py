@@ -1,7 +1,4 @@
-import os
-import re
-import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -41,45 +38,6 @@ def test_a_shard_with_an_error_leaves_nothing(tmp_path):
 
 
 # What happens on the disk, in order.
-
-
-class Disk:
-    """Notes each fsync, rename and deletion with the name of the file, and fails at the one with a number."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.events: list[str] = []
-        self.failing_at = 0
-        fsync, replace, unlink = os.fsync, os.replace, os.unlink
-
-        def noted_fsync(descriptor: int) -> None:
-            self._note("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
-            fsync(descriptor)
-
-        def noted_replace(source: Path, target: Path) -> None:
-            self._note("name", target)
-            replace(source, target)
-
-        def noted_unlink(path: Path, **options: int) -> None:
-            if not str(path).endswith(".tmp"):
-                self._note("delete", path)
-            unlink(path, **options)
-
-        monkeypatch.setattr(os, "fsync", noted_fsync)
-        monkeypatch.setattr(os, "replace", noted_replace)
-        monkeypatch.setattr(os, "unlink", noted_unlink)
-
-    def _note(self, event: str, path: str | os.PathLike) -> None:
-        name = os.path.basename(path)
-        self.events.append(f"{event} {re.split('[-.]', name)[0]}")  # tokens, documents, shard, sources, manifest, store
-        if len(self.events) == self.failing_at:
-            raise OSError(5, "Input/output error")
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    if sys.platform != "linux":
-        pytest.skip("it finds the names of files by /proc")
-    return Disk(monkeypatch)
 
 
 SHARD = ["sync tokens", "name tokens", "sync documents", "name documents", "sync shard", "name shard"]
@@ -123,3 +81,21 @@ def test_an_error_at_any_moment_leaves_the_former_store_or_the_new_one(disk, tmp
     assert verify(tmp_path / "store") == []
     assert len(list((tmp_path / "store").iterdir())) == 6
     assert open_store(tmp_path / "store").read(0, 9).tolist() == gpt2_tokenizer().encode("a third text")
+
+
+@pytest.mark.parametrize("number", [0, *range(1, len(SHARD + COMMIT))])
+def test_a_store_that_grows_by_a_file_keeps_its_shards_whatever_fails(disk, tmp_path, monkeypatch, number):
+    monkeypatch.setattr("gpt2_lit.store.plan.SHARD_BYTES", 4)  # one for each file
+    (tmp_path / "texts").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(name)
+    prepare(tmp_path / "texts", tmp_path / "store")
+    (tmp_path / "texts" / "with.txt").write_text("more")
+    disk.events.clear()
+    disk.failing_at = number
+    with pytest.raises(OSError, match="Input/output error") if number else nullcontext():
+        prepare(tmp_path / "texts", tmp_path / "store", num_processes=1)
+    order = [*SHARD, *COMMIT, "delete sources"]
+    assert disk.events == (order[:number] if number else order)
+    assert verify(tmp_path / "store") == []
+    assert open_store(tmp_path / "store").num_documents == (2 if number else 3)

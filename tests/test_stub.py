@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,27 @@ def test_another_loader_has_no_waiting_to_log(tmp_path):
     found = curves(tmp_path)
     assert steps(found["throughput/tokens_per_second"]) == [1, 3]
     assert "throughput/data_wait_fraction" not in found
+
+
+class Timed(EmbeddingStub):
+    """By its clock a training step takes a second, and one of validation an hour."""
+
+    seconds = 0.0
+
+    def training_step(self, *args):
+        self.seconds += 1
+        return super().training_step(*args)
+
+    def validation_step(self, *args):
+        self.seconds += 3600
+        return super().validation_step(*args)
+
+
+def test_the_time_of_validation_is_none_of_the_trainings(data, tmp_path, monkeypatch):
+    model = Timed(V, D, T)
+    monkeypatch.setattr(gpt2_lit.monitor.stub, "time", SimpleNamespace(perf_counter=lambda: model.seconds))
+    trainer(tmp_path, max_epochs=2, log_every_n_steps=4).fit(model, data)
+    assert [value for _, value in curves(tmp_path)["throughput/tokens_per_second"]] == 5 * [4 * T]
 
 
 class PairBackbone(nn.Module):

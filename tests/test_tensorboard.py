@@ -1,11 +1,11 @@
 """What a person sees: a real run, the real tensorboard server, a real browser."""
 
-import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, SMALL
+from conftest import SMALL
 from pictures import (
     BROWSER,
     NORMS_PAGE,
@@ -21,6 +21,8 @@ from pictures import (
     wait_for,
 )
 
+from gpt2_lit.cli.main import train
+
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium and chromedriver")
 
 
@@ -31,7 +33,10 @@ def tensorboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     last = folder / "logs/version_0/checkpoints/last.ckpt"
 
     def fit(*args: str) -> None:
-        subprocess.run([*PROGRAM, "fit", *args], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["train_stub.py", "fit", *args])
+            train()
 
     fit(*SMALL, "--trainer.max_steps=16")
     at_step_16 = last.read_bytes()

@@ -1,9 +1,13 @@
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +226,22 @@ def test_a_text_whose_words_change_leaves_one_store(tmp_path):
     assert len(list(store.glob("tokens-*"))) == 1
 
 
+def test_a_tokenizer_json_has_one_store_however_it_is_named_and_another_has_another(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    places = []
+    for last in ("b", "c"):
+        model = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1, last: 2}, unk_token="a")
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+        tokenizer.save("mine/tokenizer.json")
+        made = [make_tokenizer(choice) for choice in ("mine/", "mine/tokenizer.json", tmp_path / "mine")]
+        places += [TokenCache(tmp_path, Recipe(tokenizer=tokenizer)).directory_of("a.txt") for tokenizer in made]
+    assert len({*places[:3]}) == len({*places[3:]}) == 1
+    assert places[0] != places[3]
+
+
 def test_tokens_of_another_vocabulary_are_never_opened(tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("before")
@@ -271,6 +291,15 @@ def age(place: Path, days: int) -> None:
         os.close(_HELD.pop(place))
     at = time.time() - days * 24 * 3600
     os.utime(place / ".last_use", (at, at))
+
+
+def test_a_store_that_somebody_works_on_is_neither_removed_nor_waited_for(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        with LocalStorage(tmp_path / "store").lock():
+            (tmp_path / "store" / LAST_USE).touch()
+            removed = pool.submit(last_use.remove, tmp_path / "store")
+            wait([removed], timeout=1)
+        assert not removed.result()
 
 
 def test_the_cache_lists_what_it_holds_the_last_used_first(cache, tmp_path):
@@ -335,13 +364,15 @@ sys.stdin.read()
 
 def test_a_cache_that_cannot_be_written_is_read(cache, tmp_path, monkeypatch):
     fill(cache, tmp_path, "a")
-    monkeypatch.setattr("os.open", raise_read_only)
+    monkeypatch.setattr("os.open", partial(open_to_read_only, os.open))
     assert cache.prepare(tmp_path / "a").num_made == 0
     assert len(cache.open(tmp_path / "a")) == 10_000
 
 
-def raise_read_only(*args: object, **kwargs: object) -> None:
-    raise OSError(30, "Read-only file system")
+def open_to_read_only(open_file: Callable[..., int], path: str, flags: int, *args: int, **kwargs: int) -> int:
+    if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+    return open_file(path, flags, *args, **kwargs)
 
 
 def test_a_new_cache_is_its_owners_alone_and_one_that_is_shared_stays_so(cache, tmp_path):

@@ -78,12 +78,13 @@ def test_threads_pay_for_gpt2_where_tiktoken_encodes_it(monkeypatch, with_gigato
     monkeypatch.setattr(tokenizer_module, "uses_gigatoken", lambda: with_gigatoken)
     assert make_tokenizer("gpt2").releases_gil is make_tokenizer(gpt2_tokenizer()).releases_gil is releases_gil
     assert make_tokenizer(encoding()).releases_gil
+    assert not make_tokenizer("words", lambda: ["a"]).releases_gil, "Python's own code"
 
 
 def test_words_are_those_of_all_texts():
     words = make_tokenizer("words", lambda: ["the hat, the", "cat"])
     assert words.load().vocab == {",": 0, "cat": 1, "hat": 2, "the": 3, "<|endoftext|>": 4, "<unk>": 5}
-    assert (words.name, words.vocab_size, words.end_of_text) == ("words", 6, 4)
+    assert (words.name, words.vocab_size, words.end_of_text, words.cut_before) == ("words", 6, 4, " \r\n")
     assert words.fingerprint == tokenizer_hash(words.load())
     assert words.encode("the dog") == [3, 5]
     assert words.decode([3, 1]) == "the cat"
@@ -672,3 +673,20 @@ def test_an_id_takes_two_bytes_where_all_ids_fit_and_four_elsewhere(text, ids, d
 def test_a_negative_id_is_refused():
     with pytest.raises(ValueError, match="must be 0 or more, and the tokenizer gave -1"):
         token_array(LetterTokenizer(a=5, b=-1), "aba")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model": 5}',
+        '{"model": {"type": "BPE", "vocab": 5, "merges": 3}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [5]}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [{"id": 50256}]}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_tokenizer_json_of_another_form_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InvalidValue, match=r"tokenizer: .*tokenizer\.json"):
+        make_tokenizer(str(tmp_path / "tokenizer.json"))

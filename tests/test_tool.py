@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,31 +113,41 @@ def test_prepare_takes_the_options_of_the_text(tool, as_json, tmp_path):
     assert Manifest.load("tokens").options == {"text_field": "content", "strip_gutenberg": False}
 
 
-def test_info_counts_what_the_store_holds(as_json, store):
-    ids = gpt2_tokenizer().encode(TALE)
+def test_info_tells_what_the_store_holds_and_counts_the_inputs_of_training(as_json, store):
+    num_tokens = len(gpt2_tokenizer().encode(TALE)) + 6
     told = as_json("info", store, "--context-size", 64, "--top", 3)
     num_bytes = len(TALE.encode()) + len("the cat") + len("the hat")
-    assert (told["tokens"], told["documents"], told["sources"]) == (len(ids) + 6, 3, 2)
-    assert (told["bytes_of_text"], told["bytes_a_token"]) == (num_bytes, round(num_bytes / (len(ids) + 6), 2))
-    counts = sorted((-ids.count(token), token) for token in set(ids))
-    assert [(token["count"], token["id"]) for token in told["most_frequent"]] == [
-        (-n, token) for n, token in counts[:3]
-    ]
-    assert told["most_frequent"][0]["text"] == "\n"
-    assert told["counted_tokens"] == told["tokens"]
+    assert (told["tokens"], told["documents"], told["sources"]) == (num_tokens, 3, 2)
+    assert (told["bytes_of_text"], told["bytes_a_token"]) == (num_bytes, round(num_bytes / num_tokens, 2))
     data = GPTDataModule(str(store), context_size=64)
     data.setup("fit")
+    counts = Counter(token for window in data.train_dataset for token in window.input_ids.tolist())
+    expected = sorted((-count, token) for token, count in counts.items())[:3]
+    assert [(-token["count"], token["id"]) for token in told["most_frequent"]] == expected
+    assert told["most_frequent"][0]["text"] == "\n"
+    assert told["counted_tokens"] == counts.total()
     for split in ("train", "val"):
         assert told["splits"][split] == {"tokens": data.num_tokens[split], "windows": data.num_windows[split]}
 
 
-def test_info_counts_a_large_store_in_evenly_spaced_pieces(as_json, tmp_path):
-    with open(tmp_path / "large.bin", "wb") as file:
-        file.truncate(2 * 60_000_000)
-    told = as_json("info", "large.bin")
-    assert told["tokens"] == 60_000_000
-    assert told["counted_tokens"] == 47 << 20
-    assert told["most_frequent"] == [{"id": 0, "text": "!", "count": 47 << 20}]
+def test_info_the_projector_and_the_results_of_a_run_count_the_same_tokens(here, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr("gpt2_lit.monitor.counts.RUNS", 6)  # all of validation, and a ninth of training
+    monkeypatch.setattr("gpt2_lit.monitor.counts.RUN_TOKENS", 64)
+    out = here("fit", "--trainer.max_steps=13", "--monitor.projected_tokens=1000")
+    main(["info", "--top", "1000", "--json"])
+    told = json.loads(capfd.readouterr().out)
+    [labels] = tmp_path.rglob("metadata.tsv")
+    header, *rows = labels.read_text().splitlines()
+    assert told["counted_tokens"] == 6 * 64
+    assert header.endswith(f"count in {6 * 64} tokens of the corpus")
+    assert [int(row.split("\t")[1]) for row in rows] == [token["count"] for token in told["most_frequent"]]
+    counts = np.ones(50257)
+    counts[[token["id"] for token in told["most_frequent"]]] += [token["count"] for token in told["most_frequent"]]
+    data = GPTDataModule()
+    data.setup("fit")
+    targets = data.val_dataset[range(len(data.val_dataset))].target_ids.flatten()
+    perplexity = np.exp(-np.log(counts[targets] / counts.sum()).mean())
+    assert f"({perplexity:,.0f} from the tokens' frequencies alone)" in out
 
 
 def test_info_in_a_pipe_is_plain_and_not_folded(tool, store):
@@ -371,7 +382,8 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     assert as_json("cache") == {"directory": str(own_cache), "entries": []}
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(f"{name} word after another. " * 100)
-        subprocess.run([*TOOL, "info", f"{name}.txt"], check=True, capture_output=True, cwd=tmp_path)
+    code = "from gpt2_lit.cli.tool import main; main(['info', 'one.txt']); main(['info', 'two.txt'])"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)  # which ends its use
     told = as_json("cache")["entries"]
     assert [entry["source"] for entry in told] == ["two.txt", "one.txt"], "the last used first"
     for entry in told:
@@ -380,7 +392,7 @@ def test_the_cache_lists_what_was_encoded_and_clears_it(tool, as_json, own_cache
     name = Path(told[1]["path"]).name
     status, out, _ = tool("cache")
     assert status == 0
-    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d", out)
+    assert re.search(rf"{name} +one.txt +\d[\d.,]* \w*B +\d{{4}}-\d\d-\d\d \d\d:\d\d *\n", out)
     assert re.search(rf"{name} .* deleted\n", tool("cache", "--clear", name)[1])
     assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [Path(told[0]["path"]).name]
     status, _, err = tool("cache", "--clear", name)
@@ -498,7 +510,10 @@ def test_an_id_beyond_the_vocabulary_that_no_sample_showed_is_an_error(tool, tmp
     ids.tofile(tmp_path / "x.bin")
     status, _, err = tool("info", "x.bin")
     assert status == 1
-    assert "error: the source holds the id 60000, and the vocabulary of gpt2 ends at 50256" in err
+    assert (
+        "error: the source holds the id 60000, and the vocabulary ends at 50256. Was it written by another tokenizer"
+        in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -536,12 +551,20 @@ def test_help_has_examples_and_needs_no_torch():
         code = f"import sys; from gpt2_lit.cli.tool import main\ntry: main({args!r})\n"
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "example" in done.stdout
         assert f"  gpt2-lit {args[0] if args and args[0] != '--help' else 'prepare'} " in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", [None, *_parser()[1]])
+def test_each_help_fits_into_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["gpt2-lit"])
+    parser, commands = _parser({"fit": "train"})
+    text = (commands[command] if command else parser).format_help()
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_preparing_and_verifying_need_no_torch(corpus, tmp_path):

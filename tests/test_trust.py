@@ -2,7 +2,6 @@ import os
 import pickle
 import pty
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import PROGRAM, SMALL
+from conftest import SMALL
 
 from gpt2_lit import EmbeddingModule, EmbeddingStub
+from gpt2_lit.cli.main import train
 from gpt2_lit.cli.tool import main
 from gpt2_lit.errors import NotPermitted
-from gpt2_lit.trust import foreign_code, is_made_here, mark_as_made_here
+from gpt2_lit.trust import foreign_code, foreign_code_of_run, is_made_here, mark_as_made_here
 
 EVIL = "open(__file__ + '.ran', 'w').close()\nfrom torch.nn import Identity\nclass Blocks(Identity): pass\n"
 
@@ -33,18 +33,24 @@ def their_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Somebody else's directory: a run with a backbone of theirs, and its code."""
     directory = tmp_path_factory.mktemp("theirs")
     (directory / "theirs.py").write_text(EVIL)
-    command = [*PROGRAM, "fit", *SMALL, "--trainer.max_steps=1", "--model.backbone=theirs.Blocks"]
-    env = os.environ | {"XDG_CONFIG_HOME": str(directory / "config")}
-    subprocess.run(command, cwd=directory, env=env, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
+        patch.setattr(sys, "path", sys.path[:])
+        options = [*SMALL, "--trainer.max_steps=1", "--model.backbone=theirs.Blocks"]
+        patch.setattr(sys, "argv", ["train_stub.py", "fit", *options])
+        train()
+    del sys.modules["theirs"]
     (directory / "theirs.py.ran").unlink()
     return directory
 
 
 @pytest.fixture
-def from_elsewhere(their_directory: Path, tmp_path: Path) -> Path:
+def from_elsewhere(their_directory: Path, tmp_path: Path) -> Iterator[Path]:
     """The checkpoint of their run, after all of their directory was copied into this one."""
     shutil.copytree(their_directory, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "logs/version_0/checkpoints/last.ckpt"
+    yield tmp_path / "logs/version_0/checkpoints/last.ckpt"
+    sys.modules.pop("theirs", None)
 
 
 def test_a_run_made_here_is_trusted_wherever_it_is_moved_until_its_config_changes(config: Path, tmp_path: Path) -> None:
@@ -116,7 +122,6 @@ def test_whatever_else_could_be_imported_is_foreign(
 
 def test_a_run_from_elsewhere_is_named_and_refused_before_it_is_imported(
     here: Callable[..., str],
-    program: Callable[..., tuple[int, str]],
     from_elsewhere: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,9 +136,9 @@ def test_a_run_from_elsewhere_is_named_and_refused_before_it_is_imported(
     assert "val/loss" in left_out, left_out
     assert not (tmp_path / "theirs.py.ran").exists()
 
-    status, trusted = program("fit", "--ckpt_path=last", "--trust-run", "--trainer.max_steps=2")
-    assert status == 0
+    trusted = here("fit", "--ckpt_path=last", "--trust-run", "--trainer.max_steps=2")
     assert "theirs.Blocks" in trusted
+    assert "trained               2 steps" in trusted
     assert (tmp_path / "theirs.py.ran").exists()
     config = from_elsewhere.parents[1] / "config.yaml"
     assert is_made_here(config)
@@ -149,31 +154,23 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_a_person_on_a_terminal_is_asked_and_may_say_no(
+@pytest.mark.parametrize(("answer", "is_trusted"), [(b"\n", False), (b"y\n", True)])
+def test_a_person_on_a_terminal_is_asked(
     here: Callable[..., str],
     from_elsewhere: Path,
     tmp_path: Path,
     terminal: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    is_trusted: bool,
 ) -> None:
-    os.write(terminal[0], b"\n")
+    os.write(terminal[0], answer)
     with open(terminal[1], closefd=False) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         printed = here("validate", f"--ckpt_path={from_elsewhere}")
     assert "Do you trust" in printed
     assert "was not written here" in printed
-    assert not (tmp_path / "theirs.py.ran").exists()
-
-
-def test_a_person_on_a_terminal_is_asked_and_may_say_yes(
-    from_elsewhere: Path, tmp_path: Path, terminal: tuple[int, int]
-) -> None:
-    os.write(terminal[0], b"y\n")
-    command = [*PROGRAM, "validate", f"--ckpt_path={from_elsewhere}"]
-    done = subprocess.run(command, cwd=tmp_path, stdin=terminal[1], capture_output=True, text=True, timeout=200)
-    assert "Do you trust" in done.stdout
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "theirs.py.ran").exists()
+    assert ("val/loss" in printed) == (tmp_path / "theirs.py.ran").exists() == is_trusted
 
 
 def test_from_python_a_checkpoint_from_elsewhere_imports_nothing_that_is_not_imported(
@@ -216,3 +213,31 @@ def test_no_way_to_read_a_checkpoint_runs_a_pickle(here: Callable[..., str], tmp
     assert not mark.exists()
     torch.load(path, weights_only=False)  # so the test would see it
     assert mark.exists()
+
+
+NAMED_A_BILLION_TIMES = "\n".join(
+    ["a0: &a0 [x.y]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (NAMED_A_BILLION_TIMES, "more than 10,000 values, too many to look at"),
+        ("a: &a [*a]", "more than 10,000 values, too many to look at"),
+        ("[" * 5000, "config.yaml (cannot be read)"),
+    ],
+    ids=["a billion names", "itself", "deep"],
+)
+def test_a_config_that_is_too_much_to_look_at_is_not_trusted(tmp_path, content, named):
+    (tmp_path / "config.yaml").write_text(content)
+    [found] = foreign_code_of_run(tmp_path / "config.yaml")
+    assert found.endswith(named)
+
+
+def test_hyperparameters_within_each_other_are_not_trusted():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    assert foreign_code(deep) == ["values within values, too deep to look at"]

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -56,6 +57,8 @@ def send(
 ) -> None:
     """Send a file, or the part of it that is asked for; ``cut`` bytes of the answer and no more."""
     part = request.headers.get("Range") if ranges else None
+    if request.headers.get("If-Range", headers.get("ETag", '"one"')) != headers.get("ETag", '"one"'):
+        part = None
     if part:
         first, last = (int(end) for end in part.removeprefix("bytes=").split("-"))
         request.send_response(206)
@@ -121,6 +124,41 @@ def test_a_file_that_changes_between_two_requests_is_an_error():
         file = find(f"{url}/a.txt")
         with pytest.raises(FileError, match=r"a.txt changed while it was read"):
             list(read_pieces(file, TextOptions()))
+
+
+def test_a_part_is_asked_for_on_condition_that_the_file_is_the_same():
+    conditions = []
+
+    def answer(request, number):
+        conditions.append(request.headers.get("If-Range"))
+        send(request, cut=50_000 if number < 3 else None)
+
+    with serve(answer) as (url, asked):
+        assert content(find(f"{url}/a.txt")) == RAW
+        assert asked == ["bytes=0-0", "", "bytes=50000-219999"]
+        assert conditions == [None, None, '"one"']
+
+
+@pytest.mark.parametrize("stamp", ['"two"', ""], ids=["and says so", "and does not say"])
+def test_a_server_that_sends_another_file_whole_in_place_of_a_part_is_noticed(stamp):
+    def answer(request, number):
+        if number < 3:
+            send(request, cut=50_000)
+        else:
+            send(request, RAW[::-1], ranges=False, ETag=stamp)
+
+    with serve(answer) as (url, _), pytest.raises(FileError, match=r"a.txt changed while it was read"):
+        content(find(f"{url}/a.txt"))
+
+
+@pytest.mark.parametrize("stamp", ['W/"weak"', ""], ids=["weak", "none"])
+def test_a_weak_validator_is_no_condition_and_is_compared_all_the_same(stamp):
+    def answer(request, number):
+        assert request.headers.get("If-Range") is None
+        send(request, cut=50_000, ETag=stamp, Last_Modified="Sat, 01 Jan 2000 00:00:00 GMT")
+
+    with serve(answer) as (url, _):
+        assert content(find(f"{url}/a.txt")) == RAW
 
 
 @pytest.mark.parametrize(("name", "sent"), [("a.txt", RAW), ("b.txt.gz", PACKED)])
@@ -221,6 +259,28 @@ def test_a_redirect_within_a_network_is_followed_and_one_from_the_internet_into_
         monkeypatch.setattr(web, "is_public", lambda address: next(verdicts, False))
         with pytest.raises(InvalidValue, match=r"a.txt redirects to .*b.txt\?token=\.\.\., which is of this machine"):
             find(f"{url}/a.txt")
+
+
+def test_a_name_that_leads_to_this_machine_only_once_it_is_looked_up_again_is_noticed(monkeypatch):
+    def answer(request, number):
+        redirect(request, "/b.txt") if request.path == "/a.txt" else send(request)
+
+    with serve(answer) as (url, asked):
+        monkeypatch.setattr(web, "_addresses", lambda parts: ["93.184.215.14"])
+        verdicts = iter([True, True, False])  # of the address that answered, of the name, of the address it led to
+        monkeypatch.setattr(web, "is_public", lambda address: next(verdicts))
+        with pytest.raises(
+            InvalidValue, match=r"a redirect to .*/b.txt leads to 127\.0\.0\.1, which is of this machine"
+        ):
+            find(f"{url}/a.txt")
+        assert len(asked) == 1
+
+
+def test_a_redirect_is_judged_by_the_host_that_is_asked_and_not_by_how_it_is_written():
+    parts = urlsplit("http://127%2E0%2E0%2E1/")
+    assert web._addresses(parts) == ["127.0.0.1"]
+    assert web._addresses(urlsplit("http://2130706433/")) == ["127.0.0.1"]
+    assert web._addresses(urlsplit(f"http://{'a' * 70}.example/")) == []
 
 
 @pytest.mark.parametrize(

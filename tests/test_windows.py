@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2_lit import Batch, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.data.split import Range
-from gpt2_lit.data.windows import TokenWindows, whole_number
+from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.errors import whole_number
 from gpt2_lit.store.manifest import StoreError
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.token_store import TokenStore

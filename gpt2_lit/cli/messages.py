@@ -4,6 +4,7 @@ import io
 import logging
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,13 @@ def prepare_console(level: int = logging.INFO) -> None:
     logger = logging.getLogger("gpt2_lit")
     logger.handlers = [handler]
     logger.setLevel(level)
+    threading.excepthook = _thread_error
+
+
+def _thread_error(args: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's thread where a disk is full: it raises the same error at the next value."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in DISK_ERRORS):
+        threading.__excepthook__(args)
 
 
 class _Printable(logging.Formatter):

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,12 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from gpt2_lit.errors import printable
+
+# Lightning's names ways that have no effect here.
+CKPT_PATH_HELP = (
+    "A .ckpt file, or last or best for that of the newest run. The options of its run count, but for those given here; "
+    "fit resumes the run, in its directory. (default: null)"
+)
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -23,21 +30,31 @@ class HelpFormatter(DefaultHelpFormatter):
     def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
         actions = list(actions)
         if usage is None and len(actions) > 10:
-            usage = "%(prog)s [--config FILE] [--print_config] [--OPTION VALUE ...]"
+            usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
         super().add_usage(usage, actions, *args, **kwargs)
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(heading and textwrap.fill(_plain(heading), self._width - 1))  # a colon follows
 
     def add_argument(self, action: argparse.Action) -> None:
         if not any(option.endswith(".help") for option in action.option_strings):  # the option's own text names it
             super().add_argument(action)
 
     def _expand_help(self, action: argparse.Action) -> str:
+        if action.dest == "ckpt_path":
+            return CKPT_PATH_HELP
         text = super()._expand_help(action)
         text = re.sub(r", known subclasses: [\w., ]*\)$", f"; --{action.dest}.help CLASS for its options)", text)
-        return re.sub(r":\w+:`[~!]?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")  # Lightning's reStructuredText
+        return _plain(text)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         takes_class = bool(getattr(action, "extra_help", str)())
         return "CONFIG" if takes_class else super()._get_default_metavar_for_optional(action)
+
+
+def _plain(text: str) -> str:
+    """A text without the marks of reStructuredText."""
+    return re.sub(r":\w+:`[~!]?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
 
 
 class OptionParser(LightningArgumentParser):

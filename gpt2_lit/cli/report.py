@@ -15,7 +15,7 @@ from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
-from gpt2_lit.monitor.counts import sample, token_counts, unigram_perplexity
+from gpt2_lit.monitor.counts import token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
 
@@ -81,7 +81,7 @@ class RunReport(Callback):
         self.begun = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch | DocumentBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if len(self.first) < len(self.REPORTED):
             self.first = self._values(trainer) | self.first
@@ -122,7 +122,7 @@ class RunReport(Callback):
         best = f"{checkpoint.best_score:.2f}"
         if checkpoint.monitor == "val/loss" and data and data.val_dataset:
             counts = token_counts(data.train_dataset, data.vocab_size)
-            unigram = unigram_perplexity(counts, sample(data.val_dataset).target_ids.numpy())
+            unigram = unigram_perplexity(counts, token_counts(data.val_dataset, data.vocab_size, "target_ids"))
             perplexity = math.exp(checkpoint.best_score)
             best += f", perplexity {perplexity:,.0f} ({unigram:,.0f} from the tokens' frequencies alone)"
         return {f"best {checkpoint.monitor.replace('/', ' ')}": best}
@@ -141,14 +141,15 @@ class RunReport(Callback):
             return
         decode = data.tokenizer.decode
         print("\n\na text, what the model expects next, and what comes next:")
-        for input_ids, target_ids, expected in list(zip(*batch[:2], outputs, strict=True))[:5]:
-            places = (target_ids != IGNORED).nonzero()[:, 0].tolist()
-            if not places:  # a row whose answer was cut off
+        for input_ids, target_ids, *documents, expected in list(zip(*batch, outputs, strict=True))[:5]:
+            kept = (target_ids != IGNORED).nonzero()[:, 0].tolist()
+            if not kept:  # a row whose answer was cut off
                 continue
-            at = (
-                places[len(places) // 2] if len(places) < len(target_ids) else places[-1]
-            )  # amid an answer, or at the end
-            parts = (input_ids[max(at - 7, 0) : at + 1], target_ids[at : at + 1], expected[at : at + 1])
+            at = kept[-1] if len(kept) == len(target_ids) else kept[len(kept) // 2]  # at the end, or amid an answer
+            text_ids = input_ids[: at + 1]
+            if documents:  # what stands before its document is another text
+                text_ids = text_ids[documents[1][: at + 1] == documents[1][at]]
+            parts = (text_ids[-8:], target_ids[at : at + 1], expected[at : at + 1])
             text, next_text, guess = (decode(ids.tolist()) for ids in parts)
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 

@@ -1,8 +1,9 @@
 """a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
-from gpt2_lit.errors import FileError, InvalidValue, MissingFile
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue, MissingFile, without_secrets
 from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
-from gpt2_lit.store.storage import put_in_place
+from gpt2_lit.store.storage import put_in_place, sync_directory
+from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
 
 LOG_DIRECTORY = "logs"
+_LOG = getLogger(__name__)
 
 
 class RunLogger(TensorBoardLogger):
@@ -47,6 +50,30 @@ class RunLogger(TensorBoardLogger):
             self._number = _claim_number(Path(self.root_dir))
             self._made = True
         return self._number
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, whose errors name the directory; a dummy but on rank 0."""
+        writer = super().experiment
+        events = getattr(writer, "file_writer", None)
+        for name in ("add_event", "flush", "close"):
+            if events is not None and name not in vars(events):
+                vars(events)[name] = self._explained(getattr(events, name))
+        return writer
+
+    def _explained(self, write: Callable[..., None]) -> Callable[..., None]:
+        def explained(*args: Any, **options: Any) -> None:
+            try:
+                write(*args, **options)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS or isinstance(error, FileError):
+                    raise
+                raise FileError(
+                    f"the curves in {self.log_dir} cannot be written ({error.strerror}). Make room and resume from the "
+                    "last checkpoint, or set trainer.logger.save_dir to another disk."
+                ) from error
+
+        return explained
 
     def discard(self) -> None:
         """Delete the directory of a run that came to nothing, if this logger has made it."""
@@ -88,6 +115,8 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # without these, the same options start another run
         config.trust_run = config.ignore_run_config = False
+        for name in ("source", "val_source", "test_source"):
+            config.data[name] = _kept(config.data[name])
         if is_run_logger(config.trainer.logger):
             config.trainer.logger.init_args.version = None
         with _whole(path) as aside:
@@ -104,6 +133,13 @@ class SaveRunConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.discard()
+
+
+def _kept(source: Any) -> Any:
+    """A source, or several, as config.yaml keeps them: without passwords and tokens of URLs."""
+    if isinstance(source, list | tuple):
+        return [_kept(one) for one in source]
+    return without_secrets(source) if isinstance(source, str) and is_url(source) else source
 
 
 class RunCheckpoint(Checkpoint):
@@ -137,8 +173,6 @@ class RunCheckpoint(Checkpoint):
         self._random_states: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         directory = run_directory(trainer)
         self.directory = directory / "checkpoints" if directory else None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -155,6 +189,8 @@ class RunCheckpoint(Checkpoint):
         self._restore_random_states()
         if trainer.global_step:  # resumed
             self._name_files(["best.ckpt", "last.ckpt"])
+        elif trainer.is_global_zero:
+            self._tell_of_former_run()
         if self.directory:
             self._signals.take(trainer)
 
@@ -239,6 +275,14 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._step_is_done:
             self._save_if_due(trainer)
             self._stop_if_asked(trainer)
+
+    def _tell_of_former_run(self) -> None:
+        """Python's ``ckpt_path="last"`` finds what ModelCheckpoint wrote, and nothing here."""
+        if self.directory and (last := self.directory / "last.ckpt").exists():
+            _LOG.warning(
+                f"{last} is of a former training and will be replaced: this one begins anew. To resume that one, give "
+                f'its path: ckpt_path="{last}".'
+            )
 
     def _save_if_due(self, trainer: Trainer) -> None:
         self._stopping = self._signals.stop_is_wanted(trainer)
@@ -336,6 +380,8 @@ def _whole(path: Path, is_writer: bool = True) -> Iterator[Path]:
     try:
         with put_in_place(aside, path) if is_writer else nullcontext():
             yield aside
+        if is_writer:
+            sync_directory(path.parent)
     except OSError as error:
         if not error.errno:
             raise

@@ -79,8 +79,8 @@ def prepare(options: argparse.Namespace) -> None:
     tokenizer = chosen.pop("tokenizer", "gpt2")
     text_options = TextOptions(**chosen)
     texts = partial(Source.of(options.source).read, text_options)
-    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts))
-    done = make_store(options.source, options.store, recipe, options.processes, not options.json, sha256=options.sha256)
+    recipe = Recipe(text_options, make_tokenizer(tokenizer, texts), options.sha256)
+    done = make_store(options.source, options.store, recipe, options.processes, not options.json)
     manifest = done.manifest
     if options.json:
         _print_json(
@@ -115,9 +115,9 @@ def info(options: argparse.Namespace) -> None:
       gpt2-lit info my_text.txt --context-size 256 --top 50
       gpt2-lit info train.bin --json
     """
-    from gpt2_lit.monitor.counts import count_ids, most_frequent, sample_pieces
+    from gpt2_lit.monitor.counts import most_frequent, token_counts
 
-    data, store, _ = _data(options)
+    data, store, dataset = _data(options)
     rows: dict[str, Any] = {"store": store.path, "tokenizer": data.tokenizer.name, "tokens": len(store)}
     if store.num_sources:
         rows |= {
@@ -127,7 +127,7 @@ def info(options: argparse.Namespace) -> None:
             "bytes of text": store.num_bytes,
             "bytes a token": round(store.num_bytes / max(len(store), 1), 2),
         }
-    counts = count_ids((_checked(piece, data) for piece in sample_pieces(store)), data.vocab_size)
+    counts = token_counts(dataset, data.vocab_size, tokenizer=data.tokenizer.name)
     counted = int(counts.sum())
     frequent = [
         {"id": token, "text": data.tokenizer.decode([token]), "count": int(counts[token])}
@@ -150,8 +150,8 @@ def info(options: argparse.Namespace) -> None:
     console.print(table)
     if not frequent:
         return
-    of = "" if counted == len(store) else f", of {counted:,} tokens from all over the store"
-    console.print(_text(f"\nthe {len(frequent)} most frequent tokens{of}", style="bold"))
+    news = f"\nthe {len(frequent)} most frequent of {counted:,} tokens in training windows"
+    console.print(_text(news, style="bold"))
     table = _table("id", "token", "count", "share")
     for token in frequent:
         share = f"{token['count'] / counted:.2%}"
@@ -169,7 +169,7 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview --data-module instructions alpaca.json --mask-prompt
     """
     from gpt2_lit.data.windows import IGNORED
-    from gpt2_lit.monitor.counts import visible
+    from gpt2_lit.monitor.counts import checked, visible
 
     data, _, dataset = _data(options)
     decode = data.tokenizer.decode
@@ -179,8 +179,9 @@ def preview(options: argparse.Namespace) -> None:
         epoch, windows, _ = _share(data, step)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
-            input_ids = _checked(batch.input_ids.numpy(), data).tolist()
-            target_ids = _checked(batch.target_ids.numpy(), data).tolist()
+            input_ids, target_ids = (
+                checked(ids.numpy(), data.vocab_size, data.tokenizer.name).tolist() for ids in batch[:2]
+            )
             found.append(
                 {"step": step, "epoch": epoch, "window": window, "input_ids": input_ids, "target_ids": target_ids}
             )
@@ -234,8 +235,8 @@ def _head(window: dict[str, Any]) -> str:
 def verify(options: argparse.Namespace) -> None:
     """compare a store with its checksums
 
-    Reads all of it. Exit status 1 if a file is damaged; it is named, with what it was
-    made from and how to mend it.
+    Reads all of it. Exit status 1 if a file is damaged; it is named, with what it
+    was made from and how to mend it.
 
     example:
       gpt2-lit verify tokens
@@ -263,11 +264,11 @@ def plan(options: argparse.Namespace) -> None:
     """tell which windows each process trains on at a step
 
     A window is named by its number in reading order. Steps count from 0, over all
-    epochs; accumulated batches count one by one. The worker is that of a training which
-    was not stopped within the epoch.
+    epochs; accumulated batches count one by one. The worker is that of a training
+    which was not stopped within the epoch.
 
     example:
-      gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000 --batch-size 16
+      gpt2-lit plan tokens --world-size 4 --num-workers 2 --step 1000
     """
     data, _, _ = _data(options)
     shares = []
@@ -353,7 +354,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def init(options: argparse.Namespace) -> None:
-    """put configs and an example backbone into a directory, and overwrite nothing
+    """put configs and examples into a directory, and overwrite nothing
 
     example:
       gpt2-lit init my_gpt && cd my_gpt && gpt2-lit fit --config configs/tiny.yaml
@@ -372,7 +373,8 @@ def init(options: argparse.Namespace) -> None:
 def cache(options: argparse.Namespace) -> None:
     """list what is kept of encoded texts, or delete it
 
-    A text that is trained on is encoded once and kept. What a process uses is not deleted.
+    A text that is trained on is encoded once and kept. What a process uses is not
+    deleted.
 
     examples:
       gpt2-lit cache
@@ -433,7 +435,13 @@ def _config_of_run(directory: str | None) -> dict[str, Any] | None:
     try:
         found = yaml.safe_load(config.read_text(encoding="utf-8"))
         return found | {"data": dict(found["data"])}
-    except (yaml.YAMLError, TypeError, KeyError, ValueError):  # texts beside somebody else's config.yaml
+    except (
+        yaml.YAMLError,
+        TypeError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ):  # texts beside somebody else's config.yaml
         return None
 
 
@@ -448,16 +456,6 @@ def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1)
         position = Position(position.epoch + 1, 0)
     sampler.position = lambda: position
     return position.epoch, next(iter(sampler)), len(sampler) - sampler.batches_from(position.window)
-
-
-def _checked(ids: "np.ndarray", data: "GPTDataModule") -> "np.ndarray":
-    """Ids, all of which are in the vocabulary."""
-    if ids.max() >= data.vocab_size:
-        raise InvalidValue(
-            f"the source holds the id {ids.max()}, and the vocabulary of {data.tokenizer.name} ends at "
-            f"{data.vocab_size - 1}. Was it written by another tokenizer, or as another data.token_dtype?"
-        )
-    return ids
 
 
 def _checkpoint(name: str) -> str:
@@ -563,11 +561,11 @@ def _parser(trainings: Mapping[str, str] = {}) -> tuple[_Parser, dict[str, _Pars
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  gpt2-lit prepare corpus/ tokens         encode a directory of texts, once, with all cores
-  gpt2-lit info tokens                    documents, tokens, splits, the most frequent tokens
-  gpt2-lit preview tokens                 the first windows of a training on it
-  gpt2-lit verify tokens                  compare it with its checksums
-  gpt2-lit fit --data.source tokens       train on it
+  gpt2-lit prepare corpus/ tokens      encode a directory of texts, once
+  gpt2-lit info tokens                 documents, tokens, the most frequent ones
+  gpt2-lit preview tokens              the first windows of a training on it
+  gpt2-lit verify tokens               compare it with its checksums
+  gpt2-lit fit --data.source tokens    train on it
 
 The options of a command:  gpt2-lit COMMAND --help
 """,

@@ -1,5 +1,6 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from logging import getLogger
@@ -13,8 +14,8 @@ from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
 from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows, Windows, whole_number
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.data.windows import TokenWindows, Windows
+from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
@@ -35,7 +36,8 @@ class GPTDataModule(LightningDataModule):
             .gz and .zst), .parquet, saved datasets. Or tokens: a store of gpt2-lit prepare, or .bin files as nanoGPT
             and llm.c write them. None is the tale that ships with gpt2_lit.
         tokenizer: gpt2, words (an id for each word of the source), an encoding of tiktoken such as cl100k_base, or the
-            path of a tokenizer.json. In Python also a tiktoken.Encoding, or any object with encode, decode and n_vocab.
+            path of a tokenizer.json or its directory. In Python also a tiktoken.Encoding, or any object with encode,
+            decode and n_vocab.
         context_size: Length of a window, in tokens.
         stride: Tokens from one training window to the next. None is context_size. Others never overlap.
         batch_size: Windows in a batch, for each process.
@@ -97,24 +99,25 @@ class GPTDataModule(LightningDataModule):
         check: bool = False,
     ) -> None:
         super().__init__()
-        _check_shares(val_fraction, cache_size, shuffle)
+        self.val_fraction = real_number("val_fraction", val_fraction)
+        self.cache_size = real_number("cache_size", cache_size)
+        _check_shares(self.val_fraction, self.cache_size)
+        self.shuffle: Shuffle = _shuffle(shuffle)
         self.context_size = whole_number("context_size", context_size)
         self.stride = self.context_size if stride is None else whole_number("stride", stride)
-        self.batch_size = whole_number("batch_size", batch_size)
+        self._progress_of_last_fit: Progress | None = None
+        self.batch_size = batch_size
         self.num_workers = whole_number("num_workers", num_workers, least=0)
         self.seed = whole_number("seed", seed, least=-(2**63), most=2**63 - 1)
         self.source = Source.of(source)
         self.val_source = None if val_source is None else Source.of(val_source)
         self.test_source = None if test_source is None else Source.of(test_source)
-        self.val_fraction = float(val_fraction)
-        self.shuffle: Shuffle = shuffle if isinstance(shuffle, str) else "global" if shuffle else False
-        self.drop_last = bool(drop_last)
-        self.pin_memory = pin_memory
-        self.document_ids = bool(document_ids)
+        self.drop_last = true_or_false("drop_last", drop_last)
+        self.pin_memory = None if pin_memory is None else true_or_false("pin_memory", pin_memory)
+        self.document_ids = true_or_false("document_ids", document_ids)
         self.cache_dir = expanded(cache_dir) if cache_dir else default_directory()
-        self.cache_size = float(cache_size)
-        self.check = bool(check)
-        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked)
+        self.check = true_or_false("check", check)
+        self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -124,7 +127,6 @@ class GPTDataModule(LightningDataModule):
         self.train_dataset: Windows | None = None
         self.val_dataset: Windows | None = None
         self.test_dataset: Windows | None = None
-        self._progress_of_last_fit: Progress | None = None
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
 
     @classmethod
@@ -146,6 +148,18 @@ class GPTDataModule(LightningDataModule):
         data = cls(**options)
         data.source = Source.of_texts(text)
         return data
+
+    @property
+    def batch_size(self) -> int:
+        """Windows in a batch, for each process. It may change in a training, as Lightning's BatchSizeFinder does."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        batch_size = whole_number("batch_size", batch_size)
+        if self._progress:
+            self._progress.resize(batch_size)
+        self._batch_size = batch_size
 
     @property
     def vocab_size(self) -> int:
@@ -171,12 +185,12 @@ class GPTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the sources into token stores, unless that has been done; under a Trainer, by one process a node."""
-        others = {name: getattr(self, name) for name in ("val_source", "test_source")}
-        others = {name: source for name, source in others.items() if source is not None}
-        for name, source in others.items():
-            if found := common_file(source, self.source):
+        given = {"source": self.source, "val_source": self.val_source, "test_source": self.test_source}
+        sources = {name: _looked_up(source) for name, source in given.items() if source is not None}
+        for name in list(sources)[1:]:
+            if found := common_file(sources[name], sources["source"]):
                 raise _contaminated(name, *found)
-        for source in (self.source, *others.values()):
+        for source in sources.values():
             done = self._cache.prepare(source)
             if done and done.changes:
                 changes = ", ".join([*done.changes[:5], *["..."][: len(done.changes) - 5]])
@@ -302,7 +316,9 @@ class GPTDataModule(LightningDataModule):
     @property
     def _cache(self) -> TokenCache:
         recipe = Recipe(self.text_options, self.tokenizer)
-        return TokenCache(self.cache_dir, recipe, self.token_dtype, max_bytes=int(1e9 * self.cache_size))
+        return TokenCache(
+            self.cache_dir, recipe, self.token_dtype, max_bytes=int(min(1e9 * self.cache_size, sys.maxsize))
+        )
 
     def _texts(self) -> Iterator[str]:
         """Those of the source, of which ``words`` makes its vocabulary."""
@@ -393,6 +409,10 @@ class GPTDataModule(LightningDataModule):
         }
 
 
+def _looked_up(source: Source) -> Source:
+    return source.looked_up() if kind_of(source) == "text" else source
+
+
 def _set_up(dataset: Windows | None) -> Windows:
     if dataset is None:
         raise RuntimeError('the data is not set up yet: call setup("fit") first (the Trainer does it by itself).')
@@ -403,13 +423,20 @@ def _split_line(dataset: Windows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
 
 
-def _check_shares(val_fraction: float, cache_size: float, shuffle: Shuffle) -> None:
+def _shuffle(shuffle: Any) -> Shuffle:
+    if isinstance(shuffle, str) and shuffle in ("global", "block"):
+        return shuffle
+    try:
+        return "global" if true_or_false("shuffle", shuffle) else False
+    except InvalidType:
+        raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.") from None
+
+
+def _check_shares(val_fraction: float, cache_size: float) -> None:
     if not 0 <= val_fraction < 1:
         raise InvalidValue(f"val_fraction must be at least 0 and below 1, got {val_fraction}. Set data.val_fraction.")
     if not cache_size >= 0:
         raise InvalidValue(f"cache_size must be at least 0, got {cache_size}. Set data.cache_size.")
-    if shuffle not in ("global", "block", True, False):
-        raise InvalidValue(f"shuffle must be global, block or false, got {shuffle!r}. Set data.shuffle.")
 
 
 def _contaminated(name: str, file: str, in_source: str) -> InvalidValue:

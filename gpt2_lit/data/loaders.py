@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from gpt2_lit.data.order import WindowSampler
-from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, Windows, whole_number
-from gpt2_lit.errors import InvalidValue
-from gpt2_lit.store.workers import inherited, signal_blocked
+from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, Windows
+from gpt2_lit.errors import InvalidValue, true_or_false, whole_number
+from gpt2_lit.store.workers import inherited, signals_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
 
 
@@ -28,10 +27,11 @@ class BatchLoader(DataLoader[Batch | DocumentBatch]):
 
     def __iter__(self) -> Iterator[Batch | DocumentBatch]:  # type: ignore[override]
         if self.num_workers:
-            # First, as the other starts a process: none imports a file of the working directory.
-            # BLAS starts threads on import, before a worker can block SIGTERM itself; where it cannot, it obeys.
-            blocks_sigterm = hasattr(signal, "sigtimedwait")
-            with inherited(PYTHONSAFEPATH="1"), signal_blocked(signal.SIGTERM) if blocks_sigterm else nullcontext():
+            # A signal may come before a worker is ready for it, and BLAS starts threads on import. Where one
+            # cannot tell who sent SIGTERM, it obeys.
+            signals = [signal.SIGINT, signal.SIGTERM] if hasattr(signal, "sigtimedwait") else [signal.SIGINT]
+            # Blocking starts a process, too: none imports a file of the working directory.
+            with inherited(PYTHONSAFEPATH="1"), signals_blocked(*signals):
                 return super().__iter__()
         if self.pin_memory:
             return super().__iter__()
@@ -132,8 +132,10 @@ def dataloader_v1(
         [[7454, 2402, 257, 640, 612], [257, 640, 612, 547, 1440]]
     """
     batch_size = whole_number("batch_size", batch_size, unit=" window")
+    num_workers = whole_number("num_workers", num_workers, least=0)
+    drop_last = true_or_false("drop_last", drop_last)
     windows = GPTDatasetV1(txt, gpt2_tokenizer(), context_size, stride)
-    order = RandomSampler(windows) if shuffle else SequentialSampler(windows)
+    order = RandomSampler(windows) if true_or_false("shuffle", shuffle) else SequentialSampler(windows)
     batches = BatchSampler(order, batch_size, drop_last)
     if not len(batches):
         raise InvalidValue(

@@ -157,7 +157,6 @@ class WindowSampler(DistributedSampler):
         position: Called at the start of each pass, which begins there. None begins pass number k at epoch k.
     """
 
-    # A DistributedSampler, so that Lightning does not wrap it in its own, which repeats windows to fill the last batch.
     def __init__(
         self,
         num_windows: int,
@@ -175,8 +174,12 @@ class WindowSampler(DistributedSampler):
         self.permute = {False: None, "block": permute_in_blocks, "length": permute_near}.get(shuffle, permute)
         self.num_windows = num_windows
         self.batch_size = batch_size
-        self.global_batch = batch_size * world_size
         self.position = position
+
+    @property
+    def global_batch(self) -> int:
+        """Windows that all processes together take at a time."""
+        return self.batch_size * self.num_replicas
 
     def __len__(self) -> int:
         """Batches in one whole epoch."""

@@ -39,6 +39,17 @@ class Progress(Callback):
         counts = {"epoch": epoch, "window": window, "batches": batches, "global_batch": self.sampler.global_batch}
         return counts | self.identity
 
+    def resize(self, batch_size: int) -> None:
+        """Continue from here with batches of another size."""
+        state, former = self.state(), self.sampler.batch_size
+        self.sampler.batch_size = batch_size
+        try:
+            self.sampler.check_batches()
+        except InvalidValue:
+            self.sampler.batch_size = former
+            raise
+        self._restored = state | {"global_batch": self.sampler.global_batch}
+
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
 
@@ -66,10 +77,9 @@ class Progress(Callback):
         counters = counters_of_the_epoch(checkpoint)
         if counters["is_last_batch"]:  # the epoch is over, even if the windows left out make a batch of the new size
             self._restored = self._restored | {"epoch": self._restored["epoch"] + 1, "window": 0}
-            batches_left = 0
-        else:
-            batches_left = self.sampler.batches_from(self._restored["window"])
-            counters["is_last_batch"] = not batches_left
+            return
+        batches_left = self.sampler.batches_from(self._restored["window"])
+        counters["is_last_batch"] = not batches_left
         current = counters["current"]
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end

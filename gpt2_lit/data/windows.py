@@ -1,6 +1,5 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
-import operator
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpt2_lit.data.split import Range
-from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
+from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, whole_number
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.tokenizer import Encoder, token_array
 
@@ -78,7 +77,7 @@ class TokenWindows(Windows):
     A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
 
     Args:
-        tokens: The tokens in reading order: a store, or an array of shape (N,), in memory or memory-mapped.
+        tokens: A store, or an array of shape (N,), in reading order.
         context_size: Length of a window, in tokens.
         stride: Distance between the starts of neighbouring windows, in tokens.
         ranges: Where windows are cut; none crosses the border of a range or of a store's segment. None is everywhere.
@@ -174,18 +173,6 @@ class GPTDatasetV1(TokenWindows):
     def __init__(self, txt: str, tokenizer: Encoder, context_size: SupportsIndex, stride: SupportsIndex) -> None:
         super().__init__(token_array(tokenizer, txt), context_size, stride)
         self.check_not_empty("the text")
-
-
-def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, unit: str = "") -> int:
-    """A setting, which may be of any integer type, as an int."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidType(f"{name} must be a whole number, got {value!r}. Set data.{name}.") from None
-    if number < least or (most is not None and number > most):
-        rule = f"at least {least}{unit}" if most is None else f"from {least} to {most}"
-        raise InvalidValue(f"{name} must be {rule}, got {number}. Set data.{name}.")
-    return number
 
 
 def _pieces(ranges: Sequence[Range], segments: Sequence[tuple[int, int]]) -> Iterator[Range]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpt2_lit.embedding.loss import summed_cross_entropy
 from gpt2_lit.embedding.pretrained import read_tables
-from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue
+from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, real_number, whole_number
 from gpt2_lit.lightning_private import has_forward_hooks
 
 
@@ -140,13 +140,11 @@ class EmbeddingModule(nn.Module):
         Args:
             input_ids: Token ids below ``vocab_size``; int64 or int32, shape (B, T) or (T,).
             start_position: Position of the first token, when a text is generated one token at a time.
-            position_ids: The position of each token instead, shape (B, T) or (T,): each document of a window starts
-                at 0.
+            position_ids: Or the position of each token, as where each document of a window starts at 0.
 
         Raises:
             TypeError, ValueError: If the ids have another type or shape, or do not fit into ``context_size``.
-            IndexError: If an id is not in the vocabulary, or a position not below ``context_size``. On a GPU the check
-                does not wait: the message is printed there, and a later call fails.
+            IndexError: If an id or a position is out of its range; on a GPU a later call fails, with the message.
         """
         self._check_shapes(input_ids, start_position, position_ids)
         has_padding = len(self.token_embedding.weight) > self.vocab_size
@@ -176,17 +174,14 @@ class EmbeddingModule(nn.Module):
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy of the next tokens, in nats, without holding all logits at a time.
 
-        It is ``F.cross_entropy(logits(hidden).flatten(0, 1), target_ids.flatten())``, which holds three times the
-        logits: 5 GB for 8 x 1024 tokens of GPT-2 small.
+        It is ``F.cross_entropy(logits(hidden).flatten(0, 1), target_ids.flatten())``, which takes 5 GB for 8 x 1024
+        tokens of GPT-2 small. It raises what :meth:`forward` does.
 
         Args:
             hidden: What came out of the model, shape (B, T, D) or (T, D).
             target_ids: The tokens that came next; int64 or int32, shape (B, T) or (T,).
             ignore_index: Targets of this value are left out of the mean: padding, and the prompts of instructions.
                 Without any other the loss is 0, with gradients of 0.
-
-        Raises:
-            TypeError, ValueError, IndexError: As in :meth:`forward`.
         """
         _check_type("target_ids", target_ids)
         is_kept = (target_ids != ignore_index).flatten()
@@ -248,9 +243,8 @@ def _check_settings(
         ("context_size", context_size),
         ("pad_vocab_to_multiple_of", pad_vocab_to_multiple_of),
     ):
-        if size < 1:
-            raise InvalidValue(f"{name} must be at least 1, got {size}.")
-    if not 0 <= dropout < 1:
+        whole_number(name, size, of="model.")
+    if not 0 <= real_number("dropout", dropout, of="model.") < 1:
         raise InvalidValue(f"dropout must be at least 0 and below 1, got {dropout}. Set model.dropout.")
     if init not in INIT_STD:
         raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")
@@ -263,13 +257,16 @@ def _check_type(name: str, ids: Tensor) -> None:
 
 def _check_range(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise an IndexError if an id is not from 0 to below ``size``; on a GPU later, without waiting for the queue."""
-    rule = f"{name} must be from 0 to {size_name} - 1 = {size - 1}"
-    way_out = f"Make the module with a larger {size_name}"
-    if size_name == "vocab_size":
-        way_out = f"Use the tokenizer that the vocabulary belongs to, or m{way_out[1:]}"
     if ids.is_cuda:
-        torch._assert_async(((ids >= 0) & (ids < size)).all(), f"{rule}, got another. {way_out}.")
+        torch._assert_async(((ids >= 0) & (ids < size)).all(), _out_of_range(name, "another", size_name, size))
     elif ids.numel() and not ids.is_meta:  # without values there is nothing to check
         low, high = (int(limit) for limit in ids.aminmax())
         if low < 0 or high >= size:
-            raise InvalidIndex(f"{rule}, got ids from {low} to {high}. {way_out}.")
+            raise InvalidIndex(_out_of_range(name, f"ids from {low} to {high}", size_name, size))
+
+
+def _out_of_range(name: str, got: str, size_name: str, size: int) -> str:
+    way_out = f"Make the module with a larger {size_name}"
+    if size_name == "vocab_size":
+        way_out = f"Use the tokenizer that the vocabulary belongs to, or m{way_out[1:]}"
+    return f"{name} must be from 0 to {size_name} - 1 = {size - 1}, got {got}. {way_out}."

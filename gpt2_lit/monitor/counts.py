@@ -1,17 +1,16 @@
 """corpus -> counts: how often each id stands in it, tokens that one can read, and windows as text."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
-from gpt2_lit.store.token_store import TokenStore
+from gpt2_lit.errors import InvalidValue
 
-# Bounds, so that the cost does not grow with the corpus. Whatever is left out is evenly spaced.
-SAMPLE_TOKENS = 2**21  # of windows
-STORE_TOKENS, PIECE_TOKENS = 50_000_000, 2**20  # of a store, read in pieces
+# Bounds, so that the cost does not grow with the corpus: 8,388,608 tokens in 512 reads, which a cold disk can do.
+RUNS, RUN_TOKENS = 512, 2**14
 SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
 LABEL_CHARACTERS = 256  # no token of GPT-2 has more, but one of words may be a whole file
 
@@ -26,40 +25,47 @@ def spread(num_things: int, at_most: int) -> list[int]:
     return np.linspace(0, num_things - 1, min(num_things, at_most)).round().astype(int).tolist()
 
 
-def sample(windows: Any) -> Batch | DocumentBatch:
-    """All windows of a split, or as many as hold about two million tokens, evenly spaced."""
-    tokens_in_a_window = windows[[0]].input_ids.numel()
-    return windows[spread(len(windows), max(SAMPLE_TOKENS // tokens_in_a_window, 1))]
+def sample(windows: Any) -> Iterator[Batch | DocumentBatch]:
+    """All windows of a split, in runs of neighbours; of a large one 512 runs of 16,384 tokens, evenly spaced."""
+    run = max(RUN_TOKENS // max(windows[[0]].input_ids.numel(), 1), 1)
+    starts: Iterable[int] = range(0, len(windows), run)
+    if len(windows) > RUNS * run:
+        starts = spread(len(windows) - run + 1, RUNS)
+    return (windows[list(range(start, min(start + run, len(windows))))] for start in starts)
 
 
-def sample_pieces(store: TokenStore) -> Iterator[Integer[np.ndarray, " _"]]:
-    """All tokens of a store, a million at a time, or of a large one 47 of these pieces, evenly spaced."""
-    num_tokens = len(store)
-    starts: Iterable[int] = range(0, num_tokens, PIECE_TOKENS)
-    if num_tokens > STORE_TOKENS:
-        starts = spread(num_tokens - PIECE_TOKENS + 1, STORE_TOKENS // PIECE_TOKENS)
-    return (store.read(start, min(start + PIECE_TOKENS, num_tokens)) for start in starts)
-
-
-def count_ids(pieces: Iterable[Integer[np.ndarray, "..."]], vocab_size: int) -> Int64[np.ndarray, " V"]:
-    """How often each id stands in some arrays of ids.
+def token_counts(
+    windows: Any, vocab_size: int, part: Literal["input_ids", "target_ids"] = "input_ids", tokenizer: str = ""
+) -> Int64[np.ndarray, " V"]:
+    """How often each id stands in the windows of a split, or in the :func:`sample` of a large one.
 
     Example:
-        >>> count_ids([np.array([3, 1]), np.array([3])], vocab_size=5).tolist()
+        >>> from gpt2_lit.data.windows import TokenWindows
+        >>> token_counts(TokenWindows(np.array([3, 1, 3, 0]), context_size=3, stride=1), vocab_size=5).tolist()
         [0, 1, 0, 2, 0]
     """
     counts = np.zeros(vocab_size, np.int64)
-    for ids in pieces:
-        counts += np.bincount(ids.ravel().astype(np.int64), minlength=vocab_size)
+    for batch in sample(windows):
+        counts += np.bincount(checked(_ids_of(batch, part), vocab_size, tokenizer), minlength=vocab_size)
     return counts
 
 
-def token_counts(windows: Any, vocab_size: int) -> Int64[np.ndarray, " V"]:
-    """How often each id is an input, in the windows of :func:`sample`; padding does not count."""
-    batch = sample(windows)
+def _ids_of(batch: Batch | DocumentBatch, part: str) -> Int64[np.ndarray, " _"]:
+    """Inputs without padding, which is what comes after the last target that counts; or targets that count."""
     is_kept = batch.target_ids != IGNORED
-    is_text = is_kept.flip(-1).cumsum(-1).flip(-1) > 0  # up to the last target of a row that counts
-    return count_ids([batch.input_ids[is_text].numpy()], vocab_size)
+    is_text = is_kept if part == "target_ids" else is_kept.flip(-1).cumsum(-1).flip(-1) > 0
+    return getattr(batch, part)[is_text].numpy()
+
+
+def checked(ids: Integer[np.ndarray, "..."], vocab_size: int, tokenizer: str = "") -> Integer[np.ndarray, "..."]:
+    """The same ids, all of which are in the vocabulary; else an InvalidValue, which names the tokenizer."""
+    if ids.size and ids.max() >= vocab_size:
+        vocabulary = f"the vocabulary of {tokenizer}" if tokenizer else "the vocabulary"
+        raise InvalidValue(
+            f"the source holds the id {ids.max()}, and {vocabulary} ends at {vocab_size - 1}. Was it written by "
+            "another tokenizer, or as another data.token_dtype?"
+        )
+    return ids
 
 
 def most_frequent(counts: Int64[np.ndarray, " V"], num: int) -> Int64[np.ndarray, " _"]:
@@ -73,17 +79,17 @@ def most_frequent(counts: Int64[np.ndarray, " V"], num: int) -> Int64[np.ndarray
     return ids[counts[ids] > 0]
 
 
-def unigram_perplexity(counts: Int64[np.ndarray, " V"], target_ids: Int64[np.ndarray, "..."]) -> float:
-    """The perplexity of predicting each token by its frequency alone.
+def unigram_perplexity(counts: Int64[np.ndarray, " V"], targets: Int64[np.ndarray, " V"]) -> float:
+    """The perplexity of predicting tokens by how often each is in a text alone; ``targets`` counts those to predict.
 
     Every token is counted once more than it occurs, so that none is impossible.
 
     Example:
-        >>> round(unigram_perplexity(np.array([1, 0, 1]), np.array([0, 2])), 6)  # both 2 of 5
+        >>> round(unigram_perplexity(np.array([1, 0, 1]), np.array([1, 0, 1])), 6)  # both have a share of 2 / 5
         2.5
     """
     shares = (counts + 1) / (counts + 1).sum()
-    return float(np.exp(-np.log(shares[target_ids[target_ids != IGNORED]]).mean()))
+    return float(np.exp(-np.average(np.log(shares), weights=targets)))
 
 
 def visible(text: str) -> str:

@@ -141,7 +141,8 @@ def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
     power = 10.0 ** np.floor(np.log10((high - low) / 3))
     step = power * max(size for size in (1, 2, 5) if size * power <= (high - low) / 3)
     step = max(1.0, step) if whole else step
-    ticks = np.arange(np.ceil(low / step - 1e-9) + 0.0, np.floor(high / step + 1e-9) + 1) * step
+    slack = 1e-9 * min(1.0, (high - low) / step)
+    ticks = np.arange(np.ceil(low / step - slack) + 0.0, np.floor(high / step + slack) + 1) * step
     return [round(float(tick), 12) for tick in ticks]
 
 

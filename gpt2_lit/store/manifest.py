@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2_lit.errors import printable
-from gpt2_lit.store.storage import LocalStorage, Storage, StoreError
+from gpt2_lit.store.storage import LocalStorage, Storage, StoreError, leads_out
 
 FORMAT = "gpt2_lit token store"
 FORMAT_VERSION = 1
@@ -19,12 +19,16 @@ MANIFEST = "manifest.json"
 DOCUMENTS_DTYPE = np.dtype("<i8")
 
 MISSING = "is missing"
+LINK = "is a link that leads out of the store (cp -rL makes a copy of a store without links)"
 _KEY = re.compile("[0-9a-f]{16}")  # part of file names, so nothing else: ../ would lead out of the store
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class VersionError(StoreError):
     """A token store that another version of gpt2_lit wrote: not damaged, so that nobody should write over it."""
+
+
+WRONG_ENDS = "has document ends that do not ascend, or lie outside of its shard"
 
 
 class Damage(NamedTuple):
@@ -98,6 +102,10 @@ class Shard(NamedTuple):
         hashes = (shard.tokens_sha256, shard.documents_sha256)
         _check(hashes == ("", "") or all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in hashes))
         return shard
+
+    def has_ends(self, ends: np.ndarray) -> bool:
+        """Whether these may be its document ends: they ascend, and lie within it."""
+        return not len(ends) or bool(ends[0] > 0 and ends[-1] <= self.num_tokens and (ends[:-1] < ends[1:]).all())
 
     def file_sizes(self, dtype: np.dtype) -> dict[str, int]:
         """The bytes of its tokens and of its document ends, by file name."""
@@ -213,7 +221,9 @@ class Manifest(NamedTuple):
         expected = [(shard, name, size) for shard in self.shards for name, size in shard.file_sizes(self.dtype).items()]
         damages = []
         for shard, name, size in expected:
-            if sizes.get(name) != size:
+            if leads_out(f"{storage}/{name}"):
+                damages.append(Damage(f"{storage}/{name}", LINK, shard.made_from))
+            elif sizes.get(name) != size:
                 problem = f"has {sizes[name]:,} bytes, not {size:,}" if name in sizes else MISSING
                 damages.append(Damage(f"{storage}/{name}", problem, shard.made_from))
         if self.sources_file not in sizes:
@@ -262,6 +272,15 @@ def receipt_file(key: str) -> str:
 def token_dtype(vocab_size: int) -> np.dtype:
     """The type that ids of a vocabulary are stored as: little-endian, two bytes where they are enough, or four."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def map_array(path: Path, dtype: np.dtype, count: int | None = None, offset: int = 0) -> np.ndarray:
+    """``count`` numbers of a file, or all, mapped into memory."""
+    count = path.stat().st_size // dtype.itemsize if count is None else count
+    if not count:  # nothing can be mapped
+        return np.empty(0, dtype)
+    # As a plain array: a memmap's slices cost three times as long.
+    return np.asarray(np.memmap(path, dtype, mode="r", offset=offset, shape=(count,)))
 
 
 def _sealed(content: dict[str, Any], indent: int | None = None) -> bytes:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from gpt2_lit.errors import without_secrets
+from gpt2_lit.errors import true_or_false, without_secrets
 from gpt2_lit.store.manifest import FORMAT_VERSION
-from gpt2_lit.text.files import SourceFile, is_url
+from gpt2_lit.text.files import SourceFile, is_url, portable
 from gpt2_lit.text.readers import TextOptions, can_be_cut
 from gpt2_lit.text.tokenizer import Tokenizer, make_tokenizer
 
@@ -23,7 +23,11 @@ class Recipe:
 
     options: TextOptions = field(default_factory=TextOptions)
     tokenizer: Tokenizer = field(default_factory=lambda: make_tokenizer("gpt2"))
-    sha256: bool = False  # of the tokens, in the receipts: no part of any key
+    sha256: bool = False  # in receipts and manifest, of each shard; no part of any key
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", self.options.checked())
+        object.__setattr__(self, "sha256", true_or_false("sha256", self.sha256, of=""))
 
     def key(self, *what: Any) -> str:
         """A name for the tokens that this recipe makes of something; other tokens have another name."""
@@ -130,7 +134,7 @@ def choose_shard_bytes(files: Sequence[SourceFile], former: int | None) -> int:
 def absolute(files: Sequence[SourceFile]) -> list[SourceFile]:
     """The same files from whatever directory they were named."""
     files = [file if is_url(file.path) else file._replace(path=os.path.abspath(file.path)) for file in files]
-    return sorted(files, key=lambda file: file.path)
+    return sorted(files, key=lambda file: portable(file.path))
 
 
 def _chance(path: str) -> float:

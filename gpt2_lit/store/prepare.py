@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import getLogger
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt2_lit.errors import printable, without_secrets
+from gpt2_lit.errors import printable, whole_number, without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.workers import Encoded, Progress, encode_in_processes, encode_in_threads
 from gpt2_lit.text.bpe import GPT2_FINGERPRINT, uses_gigatoken
@@ -43,29 +42,29 @@ def prepare(
     recipe: Recipe | None = None,
     num_processes: int | None = None,
     show_progress: bool = True,
-    sha256: bool = False,
 ) -> Prepared:
     """Make a token store of a source, or bring one up to date: only shards whose files have changed are encoded.
 
-    It may be stopped at any time, in any way: the next call resumes, and ends with the same bytes. Of several calls at
-    a time for one store, one works and the others wait for it.
+    It may be stopped at any time: the next call resumes, and ends with the same bytes. Of several at a time for one
+    store, one works and the others wait for it.
 
     Args:
         source: What :meth:`Source.of` takes.
         store: Directory for the tokens.
-        recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are.
+        recipe: How files become tokens. None is GPT-2's byte pairs of the texts as they are. A store that has a SHA-256
+            of each shard keeps having it, whatever ``recipe.sha256`` says.
         num_processes: Processes or threads that encode. None is one for each core.
         show_progress: Whether to show a bar, if it takes longer than a second.
-        sha256: Whether receipts and manifest also have a SHA-256 of each shard; shards without it are made again.
-
-    Raises:
-        OSError, ValueError: If a file cannot be read or is not what its name says, or the disk is full.
     """
-    recipe = replace(recipe or Recipe(), sha256=sha256)
+    recipe = recipe or Recipe()
+    num_processes = None if num_processes is None else whole_number("num_processes", num_processes, of="")
     files, report = Source.of(source).look()
     files = absolute(files)
-    storage = LocalStorage(Path(store).absolute())
+    storage = LocalStorage(store_directory(store))
     writer = StoreWriter(storage)
+    former = writer.manifest()
+    if former and former.has_sha256:
+        recipe = replace(recipe, sha256=True)
     work = _Work.plan(files, recipe, writer)
     if work.former and work.is_done:
         _tell(report)
@@ -76,7 +75,10 @@ def prepare(
         work = _Work.plan(files, recipe, writer)  # another process may have done it while this one waited
         made = _share_out(work.missing, storage, recipe, num_processes, show_progress)
         tell_kept_ends(recipe, sum(encoded.num_ends_kept for encoded in made))
-        return _commit(work, made, files, recipe, writer)
+        done = _commit(work, made, files, recipe, writer)
+        if all(format_of(file.path).documents is None for file in files):  # of others nobody knows how many texts
+            tell_unused_separator(recipe, done.manifest.num_documents, len(files))
+        return done
 
 
 def _tell(report: str) -> None:
@@ -92,6 +94,15 @@ def tell_kept_ends(recipe: Recipe, count: int) -> None:
         _LOG.warning(
             f"{count:,} times {name} in the texts is kept as text and ends no document"
             + (f"; {way_out}" if recipe.options.records is None else ".")
+        )
+
+
+def tell_unused_separator(recipe: Recipe, num_documents: int, num_texts: int) -> None:
+    """Warn where a separator has cut nothing."""
+    if (separator := recipe.options.document_separator) and num_documents <= num_texts:
+        _LOG.warning(
+            f"data.document_separator {separator!r} made {num_documents:,} document{'s' * (num_documents != 1)} of "
+            f"{num_texts:,} text{'s' * (num_texts != 1)}: is it in them? A shell writes line ends as $'\\n\\n'."
         )
 
 

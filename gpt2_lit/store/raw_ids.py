@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_lit.errors import InvalidValue
-from gpt2_lit.store.manifest import StoreError
-from gpt2_lit.store.token_store import TokenStore, map_array
+from gpt2_lit.store.manifest import StoreError, map_array
+from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.files import unreadable
 
 # Source: karpathy/llm.c, dev/data/data_common.py: a header of 256 int32 numbers: magic, version, number of tokens.

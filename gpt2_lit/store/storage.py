@@ -1,21 +1,25 @@
 """bytes -> named files, each whole or not at all: five verbs, and how the local file system does them."""
 
+import errno
+import io
 import os
 import platform
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue
+from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidType, InvalidValue
+from gpt2_lit.text.files import is_url
 
 _LOG = getLogger(__name__)
 _LOCK = ".lock"
@@ -24,6 +28,9 @@ _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "host"
 # NAME.HOST.PID.RANDOM.tmp: of one host's process there may be several, and two hosts may have processes of one number.
 _ASIDE = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600  # seconds after its last change for which a file of another host is left alone
+_IN_USE_DELAYS = (0.05, 0.2, 1, 2) if os.name == "nt" else ()  # seconds
+_SMALL_FILE = 1 << 20  # bytes that are written without asking what is left
+_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 0.05  # of a disk: the smaller of both stays free
 _OTHER_DIRECTORY = "Or give another directory: data.cache_dir of a training, STORE of gpt2-lit prepare."
 
 
@@ -86,17 +93,18 @@ class LocalStorage:
         return sizes
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with open_to_read(self.path / name) as file:
+            return file.read()
 
     @contextmanager
     def put(self, name: str, *, commit: bool = False) -> Iterator[BinaryIO]:
         with self._explained():
             if commit:
-                _sync_directory(self.path)
+                sync_directory(self.path)
             with write_aside(self.path / name) as file:
                 yield file
             if commit:
-                _sync_directory(self.path)
+                sync_directory(self.path)
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._explained():
@@ -162,12 +170,44 @@ class LocalStorage:
             ) from None
 
 
+def open_to_read(path: str | Path) -> BinaryIO:
+    """A file's bytes; of a pipe, which would wait for somebody to write, none."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def leads_out(path: str) -> bool:
+    """Whether a file is a link to one in another directory."""
+    directory = os.path.dirname(path)
+    return os.path.islink(path) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(directory)
+
+
+def store_directory(name: str | os.PathLike) -> Path:
+    """The directory of a store, from what a user gave."""
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else name
+    if not isinstance(path, str) or not path:
+        raise InvalidType(f"a store is named by the path of its directory, got {name!r}.")
+    if is_url(path):
+        raise InvalidValue(f"a store is a directory of this machine, got {path}. Prepare it here, and copy it there.")
+    return Path(os.path.expanduser(path)).absolute()
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that replaces ``path`` after the block, or goes if there was an error."""
     aside = path_aside(path)
-    with put_in_place(aside, path), open(aside, "xb") as file:  # x: neither a file nor a link that is there
+    with put_in_place(aside, path), io.BufferedWriter(_NewFile(aside, "x")) as file:  # x: no file or link that is there
         yield file
+
+
+class _NewFile(io.FileIO):
+    """A file that does not take the last room of a disk, which others need: checkpoints, the system."""
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() > _SMALL_FILE:
+            disk = shutil.disk_usage(Path(os.fsdecode(self.name)).parent)
+            if disk.free < min(_LEFT_BYTES, _LEFT_SHARE * disk.total):
+                raise OSError(errno.ENOSPC, f"its disk has {disk.free / 1e9:,.2f} GB left, which are kept for others")
+        return super().write(data)
 
 
 def path_aside(path: Path) -> Path:
@@ -181,25 +221,65 @@ def put_in_place(aside: Path, path: Path) -> Iterator[None]:
 
     It may also be a directory, such as a checkpoint that a strategy has sharded.
     """
+    former = path_aside(path)
     try:
         yield
-        if aside.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with open(aside, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        _sync(aside)
+        if path.exists() and (path.is_dir() or aside.is_dir()):  # which no rename replaces
+            _rename(path, former)
+        _rename(aside, path)
     except BaseException:
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        if former.exists():
+            _rename(former, path)
+        _remove(aside)
         raise
+    with suppress(OSError):  # in use, where that forbids it
+        _remove(former)
 
 
-def _sync_directory(path: Path) -> None:
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Let the bytes of a file, or of all files below a directory, reach the disk."""
+    if not path.is_dir():
+        with open(path, "rb+") as file:
+            _flush(file.fileno())
+        return
+    for entry in path.iterdir():
+        _sync(entry)
+    sync_directory(path)
+
+
+def _flush(descriptor: int) -> None:
+    """Let bytes reach the disk: on macOS fsync alone leaves them in the disk's own cache."""
+    os.fsync(descriptor)
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # which disks of a network do not have
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Put a file in the place of another, which on Windows fails while somebody, such as a virus scanner, reads it."""
+    for delay in _IN_USE_DELAYS:
+        with suppress(PermissionError):
+            return os.replace(path, target)
+        time.sleep(delay)
+    return os.replace(path, target)
+
+
+def sync_directory(path: Path) -> None:
     """Let the names of the files in a directory reach the disk."""
     if os.name == "posix":  # elsewhere a directory cannot be opened
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _flush(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network file systems say that they have none
+                raise
         finally:
             os.close(descriptor)
 

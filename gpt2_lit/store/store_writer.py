@@ -6,6 +6,7 @@ import zlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -30,11 +31,7 @@ _OURS = re.compile(
 
 
 class StoreWriter(NamedTuple):
-    """Makes a store, or brings one up to date; until the commit the former one stays whole.
-
-    Args:
-        storage: Where the store lies, or is to lie.
-    """
+    """Makes a store, or brings one up to date; until the commit the former one stays whole."""
 
     storage: Storage
 
@@ -78,14 +75,7 @@ class StoreWriter(NamedTuple):
     def put_shard(
         self, key: str, made_from: str, end_of_text: np.ndarray, sha256: bool = False
     ) -> Iterator["ShardWriter"]:
-        """Give a shard to write to, which is finished after the block.
-
-        Args:
-            key: Its name.
-            made_from: What people call what it is made from.
-            end_of_text: The id after each document, in the store's type; shape (1,).
-            sha256: Whether its receipt also gets a SHA-256 of each of its files.
-        """
+        """Give a shard to write to, which is finished after the block; ``end_of_text`` is in the store's type."""
         with self.storage.put(tokens_file(key)) as file:
             writer = ShardWriter(file, end_of_text, sha256)
             yield writer
@@ -120,7 +110,7 @@ class StoreWriter(NamedTuple):
 class ShardWriter:
     """The tokens of one shard on their way into its file."""
 
-    def __init__(self, file: BinaryIO, end_of_text: np.ndarray, sha256: bool = False) -> None:
+    def __init__(self, file: BinaryIO | BytesIO, end_of_text: np.ndarray, sha256: bool = False) -> None:
         self._file, self._end_of_text = file, end_of_text
         self.num_tokens = self.num_bytes = self.checksum = 0
         self.sha256 = hashlib.sha256() if sha256 else None

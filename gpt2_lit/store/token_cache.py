@@ -19,12 +19,10 @@ from gpt2_lit.store.prepare import Prepared, prepare
 from gpt2_lit.store.raw_ids import open_raw
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.token_store import TokenStore, open_store
-from gpt2_lit.text.bpe import GPT2_END_OF_TEXT, GPT2_FINGERPRINT
-from gpt2_lit.text.files import SourceFile, is_url, local_file, open_file
+from gpt2_lit.text.files import SourceFile, identity, is_url, local_file, open_file, portable
 from gpt2_lit.text.sources import Source, SourceChoice, check_splits_of_pattern
 
 _LOG = getLogger(__name__)
-_NAMED_BY_CONTENT = {"gpt2": (GPT2_FINGERPRINT, GPT2_END_OF_TEXT)}
 MAX_BYTES = 50_000_000_000
 
 
@@ -38,20 +36,12 @@ class CachedStore(NamedTuple):
 
 
 class TokenCache(NamedTuple):
-    """Gives the tokens of a source: text, which is encoded and kept, a token store, or files of ids.
-
-    Args:
-        directory: Where the tokens of texts are kept.
-        recipe: How texts become tokens.
-        token_dtype: Type of the ids in ``.bin`` files that have no header.
-        max_bytes: When a text was encoded and the cache is larger than this, the stores that were used least recently
-            are deleted; never one that a process on this machine uses.
-    """
+    """Gives the tokens of a source: text, which is encoded and kept, a token store, or files of ids."""
 
     directory: Path
     recipe: Recipe
-    token_dtype: str = "uint16"
-    max_bytes: int = MAX_BYTES
+    token_dtype: str = "uint16"  # of .bin files without a header
+    max_bytes: int = MAX_BYTES  # beyond it stores that no process uses are deleted, the one used least recently first
 
     def prepare(self, source: SourceChoice | Source) -> Prepared | None:
         """Encode what has not been encoded, so that :meth:`open` finds it; None for what is tokens already."""
@@ -93,9 +83,11 @@ class TokenCache(NamedTuple):
         """Where a text's tokens are kept: a directory for each source, choice of tokenizer and way of reading it."""
         places = [path if is_url(path) else os.path.abspath(path) for path in Source.of(source).names]
         name = re.sub(r"[^\w.-]+", "_", os.path.basename(without_secrets(min(places))))[:40]
-        # By the name, not the fingerprint: when a vocabulary changes with its text, the store is brought up to date.
-        tokenizer = _NAMED_BY_CONTENT.get(self.recipe.tokenizer.name, (self.recipe.tokenizer.name, 0))
-        return self.directory / f"{name}-{key_of(*tokenizer, self.recipe.options, sorted(places))}"
+        tokenizer = self.recipe.tokenizer
+        key = (tokenizer.fingerprint, tokenizer.end_of_text)
+        if tokenizer.name == "words" or not tokenizer.fingerprint:  # they change with the text: its store is brought up
+            key = (tokenizer.name, 0)
+        return self.directory / f"{name}-{key_of(*key, self.recipe.options, sorted(places))}"
 
     def entries(self) -> list[CachedStore]:
         """What the cache holds, the last used first; what else lies in its directory is not looked at."""
@@ -137,6 +129,8 @@ def default_directory() -> Path:
 
 def expanded(path: str | Path) -> Path:
     """A path with its ``~`` expanded, as far as there is a home directory."""
+    if not isinstance(path, str | os.PathLike) or is_url(os.fspath(path)):
+        raise InvalidValue(f"cache_dir must be a directory of this machine, got {path!r}. Set data.cache_dir.")
     path = os.path.expanduser(path)
     # A user without a home directory is told so once there is something to keep, as with a home that cannot be written.
     return Path(path.replace("~", "/nonexistent", 1) if path.startswith("~") else path)
@@ -201,8 +195,8 @@ def _files_of_ids(source: Source) -> list[str]:
             raise MissingFile(f"data.source: there is no file {name} (looked in {Path.cwd()}). Check the spelling.")
         check_splits_of_pattern(name, found)
         for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    return sorted(files.values())
+            files.setdefault(identity(file), file)
+    return sorted(files.values(), key=portable)
 
 
 def _files(source: Source) -> list[SourceFile]:

@@ -10,22 +10,16 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, Manifest, StoreError
-from gpt2_lit.store.storage import LocalStorage
+from gpt2_lit.store.manifest import DOCUMENTS_DTYPE, WRONG_ENDS, Damage, Manifest, StoreError, map_array
+from gpt2_lit.store.storage import LocalStorage, store_directory
 from gpt2_lit.store.verify import verify
 
 
 class TokenStore:
-    """One long sequence of token ids, of which any part can be read.
+    """One long sequence of token ids, of which any part can be read: shards, one after the other, all of one type.
 
-    Made by :func:`open_store`, :func:`open_raw` and :meth:`of_array`. Its pickled state is a path, not the tokens.
-
-    Args:
-        path: Where it lies.
-        shards: The ids in pieces, one after the other, all of one type; shape (N of the shard,).
-        content: A checksum of all tokens (of samples, for raw files), the same wherever the store lies.
-        manifest: What is known of a prepared store.
-        reopen: How another process gets the same store: a function and its arguments.
+    Made by :func:`open_store`, :func:`open_raw` and :meth:`of_array`. Its pickled state is how to reopen it, not the
+    tokens; ``content`` is a checksum of them (of samples, for raw files), the same wherever the store lies.
     """
 
     def __init__(
@@ -43,7 +37,7 @@ class TokenStore:
         self._manifest = manifest
         self._reopen = reopen
         self._ends: dict[int, Int64[np.ndarray, " _"]] = {}
-        self._windows: dict[int, np.ndarray] = {}
+        self._views: dict[int, np.ndarray] = {}
 
     @classmethod
     def of_array(
@@ -106,15 +100,11 @@ class TokenStore:
         return self._manifest.vocab_size if self._manifest else None
 
     def rows(self, starts: Int64[np.ndarray, " B"], length: int) -> Integer[np.ndarray, "B {length}"]:
-        """A copy of the ``length`` tokens from each of ``starts`` on.
-
-        Raises:
-            IndexError: If there are fewer.
-        """
+        """A copy of the ``length`` tokens from each of ``starts`` on; an IndexError if there are fewer."""
         if len(self._shards) == 1 and length <= len(self):
-            if length not in self._windows:
-                self._windows[length] = sliding_window_view(self._shards[0], length)
-            return self._windows[length][starts]
+            if length not in self._views:
+                self._views[length] = sliding_window_view(self._shards[0], length)
+            return self._views[length][starts]
         if not len(starts):
             return np.empty((0, length), self.dtype)
         numbers, itemsize = np.searchsorted(self._starts, starts, side="right") - 1, self.dtype.itemsize
@@ -173,24 +163,23 @@ class TokenStore:
         """Where the documents of a shard end, in tokens from its start."""
         if shard not in self._ends:
             self._ends[shard] = np.empty(0, np.int64)
-            if self._manifest and (count := self._manifest.shards[shard].num_documents):
-                path = Path(self.path) / self._manifest.shards[shard].documents_file
-                self._ends[shard] = map_array(path, DOCUMENTS_DTYPE, count)
+            if self._manifest and (described := self._manifest.shards[shard]).num_documents:
+                path = Path(self.path) / described.documents_file
+                ends = map_array(path, DOCUMENTS_DTYPE, described.num_documents)
+                if not described.has_ends(ends):  # of a store from elsewhere, as its checksums may be
+                    raise StoreError(str(Damage(str(path), WRONG_ENDS, described.made_from)))
+                self._ends[shard] = ends
         return self._ends[shard]
 
 
 def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     """Open a prepared store in milliseconds and little memory at any size: the tokens are mapped, not read.
 
-    Args:
-        path: Its directory.
-        check: Whether to read it all once, and compare it with its checksums.
-
     Raises:
-        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. Other
-            damage is found with ``check``.
+        StoreError: If there is no store, or a file of it is missing or has another size than the manifest says. With
+            ``check`` all of it is read once, and compared with its checksums.
     """
-    path = Path(path).absolute()
+    path = store_directory(path)
     manifest = Manifest.load(path)
     if damages := verify(path, show_progress=True) if check else manifest.damages(LocalStorage(path)):
         more = f" {len(damages) - 1} more of its files are damaged: gpt2-lit verify names them." if damages[1:] else ""
@@ -200,14 +189,6 @@ def open_store(path: str | os.PathLike, check: bool = False) -> TokenStore:
     if last is not None:
         shards[last] = shards[last][:-1]  # the end of text after the last document separates it from nothing
     return TokenStore(str(path), shards, manifest.content, manifest, reopen=(open_store, (str(path),)))
-
-
-def map_array(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
-    """``count`` numbers of a file, mapped into memory."""
-    if not count:  # nothing can be mapped
-        return np.empty(0, dtype)
-    # As a plain array: a memmap's slices cost three times as long.
-    return np.asarray(np.memmap(path, dtype, mode="r", offset=offset, shape=(count,)))
 
 
 def _reopen_same(opener: Callable[..., TokenStore], args: tuple, content: str) -> TokenStore:

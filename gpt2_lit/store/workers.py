@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -19,10 +19,10 @@ import numpy as np
 
 from gpt2_lit.errors import InvalidValue, UserError, WorkerDied
 from gpt2_lit.store.manifest import Shard, token_dtype
-from gpt2_lit.store.plan import Part, Recipe, ShardPlan
+from gpt2_lit.store.plan import Recipe, ShardPlan
 from gpt2_lit.store.storage import Storage
-from gpt2_lit.store.store_writer import StoreWriter
-from gpt2_lit.text.readers import Piece, read_pieces
+from gpt2_lit.store.store_writer import ShardWriter, StoreWriter
+from gpt2_lit.text.readers import Piece, read_pieces, whole_documents
 from gpt2_lit.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], object]  # told the bytes and tokens since the last call
@@ -40,41 +40,41 @@ def encode_shard(
 ) -> Encoded:
     """Make one shard, whole or not at all. It depends on the plan alone, so any machine may do it, and twice."""
     tokenizer, num_ends_kept = recipe.tokenizer, 0
-    end_of_text_name = tokenizer.end_of_text_name
-    end_of_text = np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
-    with StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text, recipe.sha256) as writer:
+    shard = StoreWriter(storage).put_shard(plan.key, plan.made_from, end_of_text(tokenizer), recipe.sha256)
+    with shard as writer:
         for part in plan.parts:
-            for text, ends_document in _encodable_texts(part, recipe):
-                ids = _encoded(text, tokenizer, part)
-                num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
-                num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-                writer.write(ids, num_bytes)
-                if ends_document:
-                    writer.end_document()
-                on_progress(num_bytes, len(ids) + ends_document)
+            pieces = read_pieces(part.file, recipe.options, part.start, part.stop, tokenizer.cut_before)
+            num_ends_kept += write_tokens(pieces, tokenizer, writer, str(part), on_progress)
     assert writer.shard, "it is finished after the block"
     return Encoded(writer.shard, num_ends_kept)
 
 
-def _encoded(text: str, tokenizer: Tokenizer, part: Part) -> np.ndarray:
-    try:
-        return tokenizer.encode_to_array(text)
-    except UserError as error:
-        raise InvalidValue(f"{part}: {error}") from None
+def write_tokens(
+    pieces: Iterable[Piece],
+    tokenizer: Tokenizer,
+    writer: ShardWriter,
+    source: str,
+    on_progress: Progress = lambda num_bytes, num_tokens: None,
+) -> int:
+    """Encode documents into a shard; returns how often they have the end of text in them, which stays text."""
+    num_ends_kept, end_of_text_name = 0, tokenizer.end_of_text_name
+    for text, ends_document in pieces if tokenizer.cut_before else whole_documents(pieces):
+        try:
+            ids = tokenizer.encode_to_array(text)
+        except UserError as error:
+            raise InvalidValue(f"{source}: {error}") from None
+        num_ends_kept += text.count(end_of_text_name) if end_of_text_name else 0
+        num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        writer.write(ids, num_bytes)
+        if ends_document:
+            writer.end_document()
+        on_progress(num_bytes, len(ids) + ends_document)
+    return num_ends_kept
 
 
-def _encodable_texts(part: Part, recipe: Recipe) -> Iterator[Piece]:
-    """The text of a part, in pieces that may be encoded one by one."""
-    parts: list[str] = []
-    cut_before = recipe.tokenizer.cut_before
-    for piece in read_pieces(part.file, recipe.options, part.start, part.stop, cut_before):
-        if cut_before:
-            yield piece
-            continue
-        parts.append(piece.text)
-        if piece.ends_document:
-            yield Piece("".join(parts), True)
-            parts.clear()
+def end_of_text(tokenizer: Tokenizer) -> np.ndarray:
+    """The id after each document, in the type of a store's ids; shape (1,)."""
+    return np.array([tokenizer.end_of_text]).astype(token_dtype(tokenizer.vocab_size))
 
 
 def share_out(
@@ -83,13 +83,9 @@ def share_out(
     encode: Callable[[ShardPlan], Encoded],
     on_shard: Callable[[ShardPlan, Encoded], object] = lambda plan, encoded: None,
 ) -> list[Encoded]:
-    """Have an executor make the shards, in any order. At the first error it is for its owner to shut it down.
+    """Have any executor make the shards, in any order, by :func:`encode_shard` with its other arguments.
 
-    Args:
-        plans: What to make.
-        executor: Of threads, of processes, of a cluster.
-        encode: :func:`encode_shard` with its other arguments, picklable where the executor needs it.
-        on_shard: Called for each shard when it is finished.
+    At the first error it is for the executor's owner to shut it down.
     """
     futures = {executor.submit(encode, plan): plan for plan in plans}
     for future in as_completed(futures):
@@ -143,20 +139,20 @@ def _process_pool(num_processes: int) -> Executor:
 
     # No file of the working directory is imported, and no process replaced because its memory grows. Ctrl-C reaches
     # every process of a terminal; the parent stops the workers, also those that are starting.
-    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), signal_blocked(signal.SIGINT):
+    with inherited(PYTHONSAFEPATH="1", LOKY_MAX_MEMORY_LEAK_SIZE="1e18"), signals_blocked(signal.SIGINT):
         executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
         executor.submit(int)  # starts all processes
     return executor
 
 
 @contextmanager
-def signal_blocked(number: int) -> Iterator[None]:
-    """Processes that are started within this block have a signal blocked, in all their threads."""
+def signals_blocked(*numbers: int) -> Iterator[None]:
+    """Processes that are started within this block have these signals blocked, in all their threads."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
     resource_tracker.ensure_running()  # which would end the blocking
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

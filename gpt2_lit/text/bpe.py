@@ -112,8 +112,7 @@ def named_encoding(name: str) -> "tiktoken.Encoding":
 def encoding_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
     """All token ids of a text, shape (N,), uint16, or uint32 where an id is 65,536 or more; text stays text.
 
-    GPT-2's encoding goes through the text in pieces, and gigatoken does the work where it is installed
-    (``pip install 'gpt2-lit[fast]'``), with the ids of tiktoken.
+    GPT-2's ids are made piece by piece, by gigatoken where it is installed and agrees with tiktoken.
 
     Example:
         >>> encoding_ids(gpt2_tokenizer(), "Once upon a time")
@@ -121,12 +120,12 @@ def encoding_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
     """
     if not is_gpt2(encoding):
         return compact(_tiktoken_ids(encoding, text))
-    # One array for all pieces, because concatenating theirs would hold the tokens twice. There are at most as many as
-    # bytes; what is not written to takes no memory, and is given back.
+    # One array, as concatenating would hold the tokens twice. At most one a byte; what is not written takes no memory.
     token_ids = np.empty(len(text) * (1 if text.isascii() else 4), dtype=np.uint16)
-    end = 0
+    fast, end = _gigatoken(), 0
     for piece in _pieces(text):
-        ids = _gpt2_ids(encoding, piece)
+        ids = fast.encode(piece) if fast else None
+        ids = _tiktoken_ids(encoding, piece) if ids is None else ids
         start, end = end, end + len(ids)
         token_ids[start:end] = ids
     token_ids.resize(end, refcheck=False)
@@ -172,12 +171,6 @@ def _pieces(text: str, size: int = _PIECE_CHARS) -> Iterator[str]:
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end
-
-
-def _gpt2_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
-    fast = _gigatoken()
-    ids = fast.encode(text) if fast else None
-    return _tiktoken_ids(encoding, text) if ids is None else ids
 
 
 def _tiktoken_ids(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:

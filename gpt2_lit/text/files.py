@@ -54,6 +54,16 @@ def is_url(name: str) -> bool:
     return re.match(r"[\w+.:-]+://", name) is not None
 
 
+def portable(path: str) -> str:
+    """A path as it is sorted, in the same order on every system."""
+    return path.replace(os.sep, "/")
+
+
+def identity(path: str) -> str:
+    """What is the same for all names of one file: through links, and on Windows in letters of either case."""
+    return os.path.normcase(os.path.realpath(path))
+
+
 def is_http(url: str) -> bool:
     """Whether a URL is a web server's, where * and ? are plain letters and directories are pages."""
     return url.startswith(("http://", "https://"))
@@ -132,6 +142,8 @@ def unreadable(path: str, error: Exception) -> OSError:
     if status:
         kind = {404: MissingFile, 410: MissingFile, 401: NotPermitted, 403: NotPermitted}.get(status, FileError)
         reason = f"HTTP status {status} {cause}"
+        if kind is NotPermitted:
+            reason += ". If it takes a password or a token, give it in data.source: the config.yaml of a run keeps none"
     else:
         reason = f"{type(cause).__name__}: {cause}"
     return kind(f"{path} cannot be read: {reason.strip()}. Check the address, the network and the rights to read it.")

@@ -1,5 +1,6 @@
 """files -> documents: text, lines of JSON, CSV and columns of strings, piece by piece, in little memory."""
 
+import codecs
 import csv
 import difflib
 import io
@@ -10,14 +11,16 @@ import re
 import shlex
 import sys
 import textwrap
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from logging import getLogger
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from gpt2_lit.errors import InvalidValue, UserError, shown
+from gpt2_lit.errors import InvalidType, InvalidValue, UserError, real_number, shown, true_or_false
+from gpt2_lit.text.arrow import CheckedStream
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
 from gpt2_lit.text.templates import IncompleteRecord, RecordOptions, field_names, texts_of
 
@@ -57,25 +60,27 @@ _GUTENBERG_END = (
 
 
 class TextOptions(NamedTuple):
-    """How files are to be read; plain values, as all but the last identify the tokens that come of it.
-
-    Args:
-        text_field: Where the text is: the field of lines of JSON, the column of CSV, Parquet and Arrow files.
-        strip_gutenberg: Whether to leave out Project Gutenberg's header and footer: all up to the line
-            ``*** START OF THE PROJECT GUTENBERG EBOOK ...`` and from ``*** END OF ...`` on. A text without these
-            lines stays whole.
-        document_separator: A string between documents, in all formats; without the line ends around it. None: the text
-            of a file, a line or a row is one document.
-        max_unpacked: Gigabytes of text that one file may hold. None: 100 times its stored size, and at least 0.27,
-            so that a small file that unpacks to terabytes does no harm.
-        records: How the records of a file become prompts and responses. None: files hold texts.
-    """
+    """How files are to be read, as the options of GPTDataModule say; all but max_unpacked identify the tokens."""
 
     text_field: str = "text"
     strip_gutenberg: bool = False
     document_separator: str | None = None
-    max_unpacked: float | None = None
-    records: RecordOptions | None = None
+    max_unpacked: float | None = None  # GB
+    records: RecordOptions | None = None  # how records become prompts and responses; None: files hold texts
+
+    def checked(self) -> "TextOptions":
+        """The same in plain values; an error if one does not work."""
+        for name in ("text_field", "document_separator"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name == "document_separator"):
+                raise InvalidType(f"{name} must be a string, got {value!r}. Set data.{name}.")
+        if self.document_separator == "":
+            raise InvalidValue("document_separator must not be empty. Set data.document_separator, or leave it out.")
+        unpacked = None if self.max_unpacked is None else real_number("max_unpacked", self.max_unpacked)
+        if unpacked is not None and not unpacked > 0:
+            raise InvalidValue(f"max_unpacked must be above 0, got {unpacked}. Set data.max_unpacked.")
+        is_stripped = true_or_false("strip_gutenberg", self.strip_gutenberg)
+        return self._replace(max_unpacked=unpacked, strip_gutenberg=is_stripped)
 
 
 class Piece(NamedTuple):
@@ -149,10 +154,10 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """The documents of a file, or of a range of its bytes, in pieces of about 131,072 characters at most.
 
-    A text file is one document, a line of JSON and a row of a table one each; empty documents give no piece. Ranges
-    that tile a file give together the documents of the whole (docs/store.md); of a file that cannot be cut, the range
-    that starts at 0 gives everything. With ``options.records`` the documents of a record are its prompt and its
-    response, in a conversation several of each, and an empty one after them; one that is skipped is the last alone.
+    A text file is one document, a line of JSON and a row of a table one each; empty ones give no piece. Ranges that
+    tile a file give the documents of the whole (docs/store.md); if it cannot be cut, the range from 0 gives everything.
+    With ``options.records`` the documents of a record are its prompt and its response, in a conversation several of
+    each, and an empty one after them; a record that is skipped is the last alone.
 
     Raises:
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
@@ -194,7 +199,17 @@ def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -
             raise InvalidValue(f"a record in memory: {error}") from None
         return
     for document in _separated(text, options.document_separator):
-        yield from _document_pieces(document, options, cut_before)
+        yield from _document_pieces(document, options, cut_before or " \r\n")
+
+
+def whole_documents(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same documents, each in one piece: for a tokenizer whose ids change wherever a text is cut."""
+    texts: list[str] = []
+    for text, ends_document in pieces:
+        texts.append(text)
+        if ends_document:
+            yield Piece("".join(texts), True)
+            texts.clear()
 
 
 def record_texts(record: Any, options: RecordOptions, cut_before: str) -> list[str]:
@@ -225,16 +240,14 @@ def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
 # Bytes of a file.
 
 
-def _most_bytes(file: SourceFile, options: TextOptions) -> int:
+def _most_bytes(file: SourceFile, options: TextOptions) -> float:
     """How many bytes of text a file may hold."""
     if options.max_unpacked is None:
-        return max(_EXPANSION * file.size, _SMALL)
-    if not options.max_unpacked > 0:
-        raise InvalidValue(f"max_unpacked must be above 0, got {options.max_unpacked}. Set data.max_unpacked.")
-    return int(options.max_unpacked * 1e9)
+        return float(max(_EXPANSION * file.size, _SMALL))
+    return options.max_unpacked * 1e9
 
 
-def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
+def _check_size(file: SourceFile, num_bytes: int, most: float) -> None:
     if num_bytes > most:
         stored = f", and {file.size:,} bytes as it is stored" if file.size else ""
         raise InvalidValue(
@@ -243,13 +256,15 @@ def _check_size(file: SourceFile, num_bytes: int, most: int) -> None:
         )
 
 
-def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END) -> Iterator[bytes]:
+def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: float = float("inf")) -> Iterator[bytes]:
     """The unpacked bytes of a file from ``start`` to ``stop``, in blocks; an error if it holds more than ``most``."""
     with open_file(file) as stream:
         position = 0
         if start and can_be_cut(file):
             position = stream.seek(start)
         for block in _unpacked(file, stream):
+            if position == 0:
+                _check_is_text(file, block)
             used = block[max(start - position, 0) : max(stop - position, 0)]
             position += len(block)
             _check_size(file, position, most)
@@ -261,17 +276,18 @@ def _blocks(file: SourceFile, start: int = 0, stop: int = _END, most: int = _END
 
 def _unpacked(file: SourceFile, stream: io.BufferedReader) -> Iterator[bytes]:
     compression = compression_of(file.path)
-    if compression is None:
-        yield from iter(partial(stream.read, _PIECE), b"")
-    elif compression.name == "gz":
-        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
-        yield from _members(file, stream, "gzip", new_member, zlib.error)
-    else:
-        import zstandard
+    return _decompressed(file, stream, compression.name) if compression else iter(partial(stream.read, _PIECE), b"")
 
-        # Files of `zstd --long=31`, which are around, need all of the window.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        yield from _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
+
+def _decompressed(file: SourceFile, stream: io.BufferedReader, name: str) -> Iterator[bytes]:
+    if name == "gz":
+        new_member = partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)  # with gzip's header and checksum
+        return _members(file, stream, "gzip", new_member, zlib.error)
+    import zstandard
+
+    # Files of `zstd --long=31`, which are around, need all of the window.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return _members(file, stream, "zstd", decompressor.decompressobj, zstandard.ZstdError)
 
 
 def _members(
@@ -306,6 +322,9 @@ def _members(
 
 
 def _damaged(file: SourceFile, form: str, reason: object) -> InvalidValue:
+    with suppress(Exception), open_file(file) as stream:  # it may be a web page, or a pointer of Git LFS
+        if other := _what_it_is(file, stream.read(_BEGINNING), besides=form):
+            return other
     return InvalidValue(f"{file.path} is not a whole {form} file: {reason}. Download it or make it anew.")
 
 
@@ -369,55 +388,61 @@ def _gaps(cut_before: str) -> _Cuts:
     return _Cuts(first, last, 3, f"has no {what} after a character to cut at. Put some in")
 
 
-def _segments(
+def _byte_pieces(
     file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int, low: int = 0, high: int = _END
 ) -> Iterator[tuple[int, bytearray, bool]]:
-    """The bytes of a range, cut where it is allowed, and where each segment begins; True with the last of the file.
+    """The bytes of a range from cut to cut, each piece with its position in the file; True with the last of the file.
 
-    ``low`` and ``high`` are where the text in the file begins and ends.
+    The text lies between ``low`` and ``high``. A range has what begins at the first cut from ``start`` on, and ends at
+    the first cut from ``stop`` on; a short file is one piece.
     """
-    if stop <= max(start, low):
-        return
-    inside = start <= low
-    position = low if inside else max(start - cuts.look_behind, low)  # of the data's first byte in the file
-    data, searched = bytearray(), max(start - position, 1)  # there is no cut to be found in front of this
-    for block in _blocks(file, position, high, _most_bytes(file, options)):
-        if position == 0 and not data:
-            _check_is_text(file, block)
-        if inside and data:  # only now, so that a short file is one segment
+    position = low if start <= low else max(start - cuts.look_behind, low)
+    blocks = _blocks(file, position, high, _most_bytes(file, options)) if stop > max(start, low) else iter(())
+    if start > low:
+        position, blocks = _from_first_cut(blocks, cuts, position, start, stop)
+    data, searched = bytearray(), 1  # there is no cut to be found in front of this
+    for block in blocks:
+        if data:
             cut = cuts.last(data, searched)
             if cut is not None:
                 yield position, data[:cut], False
                 position += cut
                 del data[:cut]
             elif len(data) > _LONGEST:
-                raise InvalidValue(
-                    f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and "
-                    f"{cuts.way_out}."
-                )
+                raise _too_long(file, position, cuts)
             searched = max(len(data), 1)
         data += block
-        reaches_stop = position + len(data) >= stop
-        if not inside:
-            cut = cuts.first(data, searched)
-            if cut is None and not reaches_stop:
-                gone = max(len(data) - cuts.look_behind, 0)
-                searched = max(len(data), searched) - gone
-                position += gone
-                del data[:gone]
-                continue
-            if cut is None or position + cut >= stop:
-                return  # that position is the next range's
-            inside, searched = True, 1
-            position += cut
-            del data[:cut]
-        if reaches_stop:
-            cut = cuts.first(data, max(stop - position, searched))
-            if cut is not None:
-                yield position, data[:cut], False
-                return
-    if inside and data:
+        if position + len(data) >= stop and (cut := cuts.first(data, max(stop - position, searched))) is not None:
+            yield position, data[:cut], False
+            return
+    if data:
         yield position, data, True
+
+
+def _from_first_cut(
+    blocks: Iterator[bytes], cuts: _Cuts, position: int, start: int, stop: int
+) -> tuple[int, Iterator[bytes]]:
+    """The blocks of a range, without what is before its first cut, and where they begin; none if that is the next's."""
+    data, searched = bytearray(), max(start - position, 1)
+    for block in blocks:
+        data += block
+        cut = cuts.first(data, searched)
+        if cut is not None:
+            rest = itertools.chain([bytes(data[cut:])], blocks)
+            return position + cut, rest if position + cut < stop else iter(())
+        if position + len(data) >= stop:
+            break
+        gone = max(len(data) - cuts.look_behind, 0)
+        searched = max(len(data), searched) - gone
+        position += gone
+        del data[:gone]
+    return position, iter(())
+
+
+def _too_long(file: SourceFile, position: int, cuts: _Cuts) -> InvalidValue:
+    return InvalidValue(
+        f"{file.path}: what begins at byte {position} is longer than {_LONGEST >> 20} MiB and {cuts.way_out}."
+    )
 
 
 def _separated_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
@@ -430,7 +455,7 @@ def _separated_documents(file: SourceFile, options: TextOptions, start: int, sto
 
 def _texts(file: SourceFile, options: TextOptions, cuts: _Cuts, start: int, stop: int) -> Iterator[Piece]:
     low, high = _gutenberg_book(file, options) if options.strip_gutenberg else (0, _END)
-    for position, data, is_last in _segments(file, options, cuts, start, stop, low, high):
+    for position, data, is_last in _byte_pieces(file, options, cuts, start, stop, low, high):
         text = _decoded(file, position, data)
         if "\r" in text:
             text = io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
@@ -454,7 +479,7 @@ def _json_lines(
     file: SourceFile, options: TextOptions, start: int, stop: int, take: Callable[[dict[str, Any]], _T]
 ) -> Iterator[_T]:
     """What is taken of the object in each line."""
-    for position, data, _ in _segments(file, options, _LINES, start, stop):
+    for position, data, _ in _byte_pieces(file, options, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
                 try:
@@ -536,39 +561,72 @@ def _decoded(file: SourceFile, position: int, data: bytearray) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        offset = position + error.start
-        encoding = "UTF-16" if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        raise InvalidValue(
-            f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
-            f"{_line_number(file, offset)}; {error.reason}). "
-            f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
-        ) from None
+        raise _not_utf8(file, position, data, error) from None
     return text.removeprefix("\ufeff") if position == 0 else text
 
 
+def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDecodeError) -> InvalidValue:
+    offset = position + error.start
+    marks = (encoding for mark, encoding in _MARKS.items() if position == 0 and data.startswith(mark))
+    encoding = next(marks, "WINDOWS-1252")
+    if encoding == "WINDOWS-1252" and (control := _CONTROL.search(data)):
+        return InvalidValue(
+            f"{file.path} is not a text: it has the byte 0x{control[0][0]:02x} at offset "
+            f"{position + control.start()}, as binary files do, and is not UTF-8. Name a text."
+        )
+    return InvalidValue(
+        f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
+        f"{_line_number(file, offset)}; {error.reason}). "
+        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
+    )
+
+
 def _nul_error(file: SourceFile, position: int, data: bytearray) -> InvalidValue:
-    beginning = data[:1000]
-    if 3 * beginning.count(0) < len(beginning):
+    encoding = _wide_encoding(data[:1000])
+    if encoding is None:
         return InvalidValue(
             f"{file.path} is not a text: it has a NUL byte at offset {position + data.index(0)}, as binary files do. "
             "Name a text; if it is one, take these bytes out: tr -d '\\000'"
         )
-    encoding = "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    often = "about every second byte is NUL" if "16" in encoding else "most bytes are NUL"
     return InvalidValue(
-        f"{file.path} is not UTF-8: about every second byte is NUL, as in UTF-16. Convert it, for one by: "
+        f"{file.path} is not UTF-8: {often}, as in {encoding[:6]}. Convert it, for one by: "
         f"iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
     )
+
+
+def _wide_encoding(data: bytearray) -> str | None:
+    """The encoding of several bytes a letter in which these are text, as much of it in ASCII as there is."""
+    letters: dict[str, int] = {}
+    for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        with suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(data)  # which may end within a letter
+            if all(sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cn", "Co") for sign in text):
+                letters[encoding] = sum(map(str.isascii, text))
+    return max(letters, key=letters.__getitem__) if letters and 3 * data.count(0) >= len(data) else None
+
+
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # that a text begins with
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x7f]")  # what no text has in an encoding of one byte a letter
 
 
 # How files begin that are no text, whatever their names say; and what to do about it.
 _NOT_TEXT = (
     (rb"%PDF-", "a PDF", "Extract its text, for one by pdftotext."),
-    (rb"PK\x03\x04", "a zip archive, as are .docx, .xlsx and .epub", "Unpack it, or export its text."),
+    (rb"%!PS", "PostScript", "Extract its text, for one by ps2ascii."),
+    (
+        rb"PK(?:\x03\x04|\x05\x06|\x07\x08)",
+        "a zip archive, as are .docx, .xlsx and .epub",
+        "Unpack it, or export its text.",
+    ),
     (rb"\x1f\x8b", "gzip", "Let its name end in .gz."),
     (rb"\x28\xb5\x2f\xfd", "zstd", "Let its name end in .zst."),
     (rb"BZh[1-9]1AY&SY", "bzip2", "Unpack it by bunzip2."),
     (rb"\xfd7zXZ\x00", "xz", "Unpack it by unxz."),
+    (rb"\x04\x22\x4d\x18", "lz4", "Unpack it by unlz4."),
+    (rb"\x1f[\x9d\xa0]", "packed by compress", "Unpack it by uncompress."),
     (rb"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (rb"Rar!\x1a\x07", "a RAR archive", "Unpack it."),
     (rb"(?s:.{257})ustar(?:\x00|  \x00)", "a tar archive", "Unpack it, and give the directory."),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Office, as are .doc and .xls", "Export its text."),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a[^\n]{0,60}\0", "an image", "Give a text."),
@@ -584,13 +642,20 @@ _NOT_TEXT = (
     (rb"PAR1", "Parquet", "Let its name end in .parquet."),
     (rb"ARROW1\x00\x00", "Arrow", "Let its name end in .arrow."),
     (rb"\x93NUMPY", "a NumPy array", "Ids of tokens go into .bin files, by its tofile()."),
+    (rb"Obj\x01", "Avro", "Write what it holds as lines of JSON."),
+    (rb"\x89HDF\r\n", "HDF5", "Write what it holds as lines of JSON."),
+    (rb"/annex/objects/", "a pointer of git-annex, not the file itself", "Run: git annex get"),
+    (rb"# xet version \d", "a pointer of Xet, not the file itself", "Download the file."),
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
     (
-        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html[\s>])",
+        rb"(?i)(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?s:.*?)-->)*"
+        rb"(?:<!doctype html|<(?:html|head|body|title)[\s>]|<pre>\s*<a href)",
         "a web page (HTML)",
         "Give the address of the text itself, or extract the text of the page.",
     ),
+    (rb"<\?xml[^>]*>\s*<(?:Error|ListBucketResult)[\s>]", "an answer of a web server", "Give the address of the text."),
+    (rb"(?s:.*)\x1b\$[@B]", "in ISO-2022-JP", "Convert it by: iconv -f ISO-2022-JP -t UTF-8"),
 )
 
 
@@ -601,14 +666,27 @@ _NOT_PLAIN = {
 }
 
 
+_BEGINNING = 1000  # bytes that tell what a file is
+
+
 def _check_is_text(file: SourceFile, beginning: bytes) -> None:
     extension = extensions(file.path)[0]
     if extension in _NOT_PLAIN and extension not in FORMATS:
         what, way_out = _NOT_PLAIN[extension]
         raise InvalidValue(f"{file.path} is {what}. {way_out}; to read it as it is, let its name end in .txt.")
+    if other := _what_it_is(file, beginning):
+        raise other
+
+
+def _what_it_is(file: SourceFile, beginning: bytes, besides: str = "") -> InvalidValue | None:
+    """The error for a file whose beginning tells that it is no text."""
     for magic, what, way_out in _NOT_TEXT:
-        if re.match(magic, beginning) and not (b"html" in magic and extensions(file.path)[0] in (".html", ".htm")):
-            raise InvalidValue(f"{file.path} is {what}. {way_out}")
+        is_named_so = b"html" in magic and extensions(file.path)[0] in (".html", ".htm")
+        if what != besides and not is_named_so and re.match(magic, beginning[:_BEGINNING]):
+            packed = what in ("gzip", "zstd") and not besides and compression_of(file.path)
+            way_out = "It is packed twice: unpack it once." if packed else way_out
+            return InvalidValue(f"{file.path} is {what}. {way_out}")
+    return None
 
 
 def _line_number(file: SourceFile, offset: int) -> int:
@@ -685,7 +763,7 @@ def _csv_documents(file: SourceFile, options: TextOptions, start: int, stop: int
 
 
 def _csv_lines(file: SourceFile, options: TextOptions) -> Iterator[str]:
-    for position, data, _ in _segments(file, options, _LINES, 0, _END):
+    for position, data, _ in _byte_pieces(file, options, _LINES, 0, _END):
         yield from io.StringIO(_decoded(file, position, data), newline="")  # with their line ends
 
 
@@ -769,7 +847,7 @@ def _rows_at_a_time(column: Any) -> int:
 
 
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
-    with _open_arrow(file) as batches:
+    with _open_arrow(file, options) as batches:
         _check_column(file, options, batches.schema)
         yield from _column_documents(file, options, 0, batches)
 
@@ -777,22 +855,23 @@ def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: i
 def _arrow_records(
     file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
 ) -> Iterator[list[str]]:
-    with _open_arrow(file) as batches:
+    with _open_arrow(file, options) as batches:
         names = _record_columns(file, options, batches.schema.names)
         yield from _row_records(file, options, 0, (batch.select(names) for batch in batches), take)
 
 
 @contextmanager
-def _open_arrow(file: SourceFile) -> Iterator[Any]:
+def _open_arrow(file: SourceFile, options: TextOptions) -> Iterator[Any]:
     from pyarrow import ipc
 
+    check = partial(_check_size, file, most=_most_bytes(file, options))
     with _damage_named(file, "Arrow"), open_file(file) as stream:
         # Source: Arrow's columnar format: a file is this magic, padded to 8 bytes, and then a stream.
         if stream.read(6) == b"ARROW1":
             stream.read(2)
         else:
             stream.seek(0)
-        yield ipc.open_stream(stream)
+        yield ipc.open_stream(io.BufferedReader(CheckedStream(stream, check), _PIECE))
 
 
 def _record_columns(file: SourceFile, options: TextOptions, columns: list[str]) -> list[str]:
@@ -839,6 +918,8 @@ def _check_column(file: SourceFile, options: TextOptions, schema: Any) -> None:
     field = options.text_field
     if field not in schema.names:
         raise InvalidValue(f"{file.path} has no column {field!r}. {_names(field, schema.names)}")
+    if schema.names.count(field) > 1:
+        raise InvalidValue(f"{file.path} has several columns {field!r}. Leave one of them, or set data.text_field.")
     kind = schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
@@ -851,12 +932,13 @@ def _column_documents(file: SourceFile, options: TextOptions, row: int, batches:
     num_bytes, most = 0, _most_bytes(file, options)
     for batch in batches:
         column = batch.column(options.text_field)
-        for start in range(0, len(column), _ROWS):
+        rows = 1 if hasattr(column, "dictionary") else _ROWS  # which may make long texts of few bytes
+        for start in range(0, len(column), rows):
             try:
-                texts = column.slice(start, _ROWS).to_pylist()
+                texts = column.slice(start, rows).to_pylist()
             except UnicodeDecodeError as error:
                 raise InvalidValue(
-                    f"{file.path}: a text in the {_ROWS} rows from {row} on (counted from 0) is not UTF-8 "
+                    f"{file.path}: a text in the {rows} rows from {row} on (counted from 0) is not UTF-8 "
                     f"({error.reason}). Make the file anew."
                 ) from None
             for text in texts:

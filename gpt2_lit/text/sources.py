@@ -3,13 +3,15 @@
 import errno
 import glob
 import importlib.util
+import io
 import json
 import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from gpt2_lit.text.files import (
     SHIPPED_TEXT,
     SourceFile,
     filesystem_of,
+    identity,
     is_http,
     is_url,
     local_file,
+    portable,
     remote_file,
     unreadable,
     web_file,
@@ -46,6 +50,7 @@ class Source:
     Args:
         names: The names, with ``~`` written out.
         texts: Or texts that are in memory: see :meth:`of_texts`.
+        found: What :meth:`look` is to give instead of looking: see :meth:`looked_up`.
 
     Example:
         >>> Source.of(["a.txt", Path("b")])
@@ -56,6 +61,7 @@ class Source:
 
     names: tuple[str, ...]
     texts: tuple[str, ...] = field(default=(), repr=False)
+    found: "tuple[list[SourceFile], str] | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, choice: Any) -> "Source":
@@ -65,7 +71,7 @@ class Source:
         if choice is None or isinstance(choice, (str, bytes, os.PathLike)) or not isinstance(choice, Iterable):
             choices = [SHIPPED_TEXT if choice is None else choice]
         else:
-            choices = list(choice)  # once, as it may be a generator
+            choices = _in_order(choice)
         names: tuple[Any, ...] = tuple(os.fspath(name) if isinstance(name, os.PathLike) else name for name in choices)
         if not all(isinstance(name, str) for name in names):
             raise InvalidType(f"data.source must be a path, a URL or a list of these, got {reprlib.repr(choice)}.")
@@ -78,13 +84,13 @@ class Source:
     @classmethod
     def of_texts(cls, texts: Any) -> "Source":
         """Texts in memory: a string, or several, each a document."""
-        texts = (texts,) if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else tuple(texts)
+        texts = (texts,) if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else _in_order(texts)
         for text in texts:
             if not isinstance(text, str):
                 raise InvalidType(f"a text must be a str, got {reprlib.repr(text)}. Decode bytes first.")
         if not any(texts):
             raise InvalidValue("there is no text in memory: all are empty. Give at least one with text.")
-        return cls((), texts)
+        return cls((), tuple(texts))
 
     def __str__(self) -> str:
         if self.texts:
@@ -116,25 +122,57 @@ class Source:
 
     def look(self) -> tuple[list[SourceFile], str]:
         """The same files, and a line on what directories and patterns gave and what was passed over; else empty."""
+        if self.found:
+            return self.found
         passed_over: list[str] = []
         files: list[SourceFile] = []
         for name in self.names:
             files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
         # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
         named: dict[str, SourceFile] = {}
-        for file in sorted(files, key=lambda file: file.path.replace(os.sep, "/")):
-            named.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
-        files = list(named.values())
+        for file in sorted(files, key=lambda file: portable(file.path)):
+            named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
+        numbered: dict[Any, SourceFile] = {}
+        for file in named.values():
+            numbered.setdefault(_number(file.path), file)
+        num_repeated, files = len(files) - len(numbered), list(numbered.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
-        is_told = passed_over or any(file.path not in by_name for file in files)
-        return files, shown(_report(files, passed_over)) if is_told else ""
+        is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
+        repeated = f"; {num_repeated:,} named more than once and read once" if num_repeated else ""
+        return files, shown(_report(files, passed_over) + repeated) if is_told else ""
+
+    def looked_up(self) -> "Source":
+        """The same, which stands for the files that there are now, however often it is asked."""
+        return replace(self, found=self.look())
 
     def read(self, options: TextOptions) -> Iterator[str]:
         """Its documents, in pieces: what a vocabulary of words is made of."""
         if self.texts:
             return (piece.text for text in self.texts for piece in pieces_of_text(text, options))
         return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
+
+
+def _number(path: str) -> Any:
+    """What hard links of one file have in common, where the file system tells."""
+    with suppress(OSError):  # gone since; who reads it will say so
+        status = os.stat(path)
+        if not is_url(path) and status.st_ino:
+            return status.st_dev, status.st_ino
+    return path
+
+
+def _in_order(items: Iterable[Any]) -> list[Any]:
+    """Several names or texts as a list, read once, as they may come from a generator."""
+    if isinstance(items, Set | Mapping | io.IOBase):
+        what = "an open file" if isinstance(items, io.IOBase) else f"a {type(items).__name__}"
+        raise InvalidType(
+            f"several sources or texts must be a list, got {what}. Make a list, in the order that counts."
+        )
+    try:
+        return list(items)
+    except TypeError:  # an array without dimensions
+        raise InvalidType(f"several sources or texts must be a list, got {reprlib.repr(items)}.") from None
 
 
 def _is_to_read(path: str) -> bool:
@@ -152,6 +190,7 @@ def _files_to_read(
     others = sorted(set(paths).difference(chosen))
     _check_tokens(directory, chosen, others)
     _check_splits(directory, chosen)
+    _check_twins(chosen)
     passed_over += others
     return chosen
 
@@ -161,15 +200,15 @@ def _without_caches(paths: list[str], chosen: list[str], read: Callable[[str], b
     for path in paths:
         directory, name = os.path.split(path)
         if name == "dataset_dict.json":
-            splits = _json_object(read(path)).get("splits", [])
+            splits = _strings(_json_object(read(path)).get("splits"))
             if len(splits) > 1:
                 raise InvalidValue(
                     f"data.source: {directory} is a dataset of several splits ({', '.join(splits)}), which should not "
                     f"get mixed. Name the one to read: {directory}/{splits[0]}"
                 )
-        elif name == "state.json" and "_data_files" in (state := _json_object(read(path))):
+        elif name == "state.json" and (files := _names_of_files(state := _json_object(read(path)))):
             # What datasets caches lies in the same directory, with the same extension.
-            parts = {path.removesuffix(name) + file["filename"] for file in state["_data_files"]}
+            parts = {path.removesuffix(name) + file for file in files}
             if missing := parts.difference(paths):
                 raise InvalidValue(f"data.source: the dataset {directory} lacks its file {min(missing)}. Copy it anew.")
             if state.get("_indices_data_files"):  # of versions of 2020; the rows are not those of the dataset
@@ -198,6 +237,18 @@ def _check_tokens(directory: str, chosen: Sequence[str], others: Sequence[str]) 
             raise InvalidValue(
                 f"data.source: the directory {directory} holds {what} ({_some(directory, found)}){beside}. Name what "
                 f"you mean: {_pattern(found)}{instead}."
+            )
+
+
+def _check_twins(paths: Sequence[str]) -> None:
+    """Refuse a directory with a file and the same file packed, which would be trained on twice."""
+    plain = set(paths)
+    for path in paths:
+        unpacked = os.path.splitext(path)[0]
+        if compression_of(path) and unpacked in plain:
+            raise InvalidValue(
+                f"data.source: {unpacked} and {path} are probably one text, packed and unpacked. Move one of them "
+                "away, or name the files to read."
             )
 
 
@@ -285,9 +336,21 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     """What is in a file that may be another program's of the same name: then nothing."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _names_of_files(state: dict[str, Any]) -> list[str]:
+    """The files of a saved dataset; none if it is another program's state."""
+    files = state.get("_data_files")
+    files = files if isinstance(files, list) else []
+    return _strings([file.get("filename") if isinstance(file, dict) else None for file in files])
+
+
+def _strings(values: Any) -> list[str]:
+    """A list of strings; of anything else none."""
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
 
 
 _NOTHING_TO_READ = (
@@ -301,7 +364,9 @@ def _local_files(name: str, passed_over: list[str]) -> list[SourceFile]:
         if os.path.isdir(name):
             paths = _below(name, passed_over)
             if not paths:
-                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}")
+                hidden = sum(map(_is_hidden, passed_over))
+                count = f" Hidden ones ({hidden:,}) are left out." if hidden else ""
+                raise MissingFile(f"data.source: the directory {name} {_NOTHING_TO_READ}{count}")
         elif os.path.exists(name):
             paths = [name]
         else:
@@ -371,6 +436,8 @@ def _glob(pattern: str) -> Iterator[str]:
 def _is_there(path: str, passed_over: list[str]) -> bool:
     if os.path.islink(path) and not os.path.exists(path):
         passed_over.append(path + _GONE)
+    elif not os.path.isfile(path):  # a pipe
+        passed_over.append(path)
     return os.path.isfile(path)
 
 
@@ -386,8 +453,8 @@ def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[s
     seen, links = set(), [top]
     for start in links:
         for parent, names, files in os.walk(start, onerror=stop):
-            place = os.path.realpath(parent)
-            if place in seen or (start != top and os.path.realpath(top).startswith(os.path.join(place, ""))):
+            place = identity(parent)
+            if place in seen or (start != top and identity(top).startswith(os.path.join(place, ""))):
                 names.clear()
                 continue
             seen.add(place)
@@ -411,10 +478,14 @@ def _check_readable(files: list[SourceFile]) -> None:
                 needed.setdefault((takes.package, takes.extra), file.path)
     for (package, extra), path in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"data.source: to read {path} takes {package}, which is not installed. "
-                f"Install it by: pip install 'gpt2-lit[{extra}]'"
-            )
+            raise _missing_package(path, package, extra)
+
+
+def _missing_package(path: str, package: str, extra: str) -> MissingPackage:
+    return MissingPackage(
+        f"data.source: to read {path} takes {package}, which is not installed. Install it by: pip install "
+        f"'gpt2-lit[{extra}]'"
+    )
 
 
 def _remote_files(url: str, passed_over: list[str]) -> list[SourceFile]:

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidType, InvalidValue, UserError
 from gpt2_lit.text.bpe import (
     GPT2_END_OF_TEXT,
     GPT2_FINGERPRINT,
@@ -53,29 +54,18 @@ class Encoder(Protocol):
 class Tokenizer:
     """A tokenizer and what others must know of it: a value that can be pickled. :func:`make_tokenizer` makes it.
 
-    Args:
-        name: What the user calls it.
-        vocab_size: Number of ids in the vocabulary, V; every id is below it.
-        end_of_text: The id that stands after each document. No text has it: there it stays text.
-        fingerprint: 16 hex digits, equal for tokenizers that give the same ids and different for others. None: it
-            cannot be told, so that nothing may be kept under it.
-        load: Gives what encodes and decodes, in any process.
-        cut_before: A text may be cut in front of one of these characters, after a character that is no whitespace,
-            and keeps its ids. Empty: nowhere.
-        releases_gil: Whether several threads encode faster than one.
-
     Example:
         >>> make_tokenizer("gpt2").encode_to_array("Once upon a time")
         array([7454, 2402,  257,  640], dtype=uint16)
     """
 
-    name: str
-    vocab_size: int
-    end_of_text: int
-    fingerprint: str | None
-    load: Callable[[], Any]
-    cut_before: str = ""
-    releases_gil: bool = False
+    name: str  # what the user calls it
+    vocab_size: int  # V; every id is below it
+    end_of_text: int  # the id after each document; no text has it
+    fingerprint: str | None  # 16 hex digits, others for other ids; None: not known, so that nothing may be kept
+    load: Callable[[], Any]  # gives what encodes and decodes, in any process
+    cut_before: str = ""  # a text may be cut in front of these characters, after one that is no whitespace
+    releases_gil: bool = False  # whether several threads encode faster than one
 
     @property
     def n_vocab(self) -> int:
@@ -138,13 +128,11 @@ class _Loaded(NamedTuple):
 
 
 def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None) -> Tokenizer:
-    """The one place that makes a tokenizer of what the user chose.
+    """The one place that makes a tokenizer of what the user chose: a name, a path or an object.
 
     Args:
-        choice: gpt2; words, which are those of ``texts``; an encoding of tiktoken, like cl100k_base, or its name; the
-            path of a tokenizer.json, or of a directory with one; an object with ``encode``, ``decode``, ``n_vocab`` and
-            ``eot_token``, and a string ``fingerprint`` if its tokens shall be kept; or a Tokenizer, which is returned.
-        texts: Gives the texts of which words are the vocabulary.
+        choice: That of GPTDataModule; a Tokenizer is returned as it is.
+        texts: Gives the texts of which ``words`` makes a vocabulary.
 
     Raises:
         UserError: If it is none of these, has no end of text, or cannot be loaded.
@@ -163,15 +151,7 @@ def make_tokenizer(choice: Any, texts: Callable[[], Iterable[str]] | None = None
         return _gpt2(choice)
     if choice == "words":
         return _of_words(texts)
-    names = encoding_names()
-    if choice in names:
-        return _of_object(named_encoding(choice))
-    if os.sep in choice or choice.endswith(".json") or os.path.exists(os.path.expanduser(choice)):
-        return _of_file(choice)
-    choices = ", ".join(dict.fromkeys(["gpt2", "words", *names]))
-    raise InvalidValue(
-        f"tokenizer must be one of {choices}, or the path of a tokenizer.json, got {choice!r}. Set data.tokenizer."
-    )
+    return _of_name(choice)
 
 
 def unknown_tokenizer(vocab_size: int) -> Tokenizer:
@@ -195,6 +175,10 @@ def token_array(tokenizer: Encoder, text: str) -> np.ndarray:
     """
     import tiktoken
 
+    if not isinstance(text, str):
+        raise InvalidType(f"the text must be a str, got {reprlib.repr(text)}. Read a file by Path(name).read_text().")
+    if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
+        raise InvalidType(f"a tokenizer must have encode(text), got {tokenizer!r}. For one give gpt2_tokenizer().")
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.encode_to_array(text)
     if isinstance(tokenizer, tiktoken.Encoding):
@@ -244,6 +228,19 @@ def _gpt2(name: str) -> Tokenizer:
     )
 
 
+def _of_name(name: str) -> Tokenizer:
+    """An encoding of tiktoken, or a tokenizer.json."""
+    names = encoding_names()
+    if name in names:
+        return _of_object(named_encoding(name))
+    if os.sep in name or name.endswith(".json") or os.path.exists(os.path.expanduser(name)):
+        return _of_file(name)
+    choices = ", ".join(dict.fromkeys(["gpt2", "words", *names]))
+    raise InvalidValue(
+        f"tokenizer must be one of {choices}, or the path of a tokenizer.json, got {name!r}. Set data.tokenizer."
+    )
+
+
 def _of_words(texts: Callable[[], Iterable[str]] | None) -> Tokenizer:
     if not texts:
         raise InvalidValue("tokenizer words are those of a text, and there is none. Give one, or another tokenizer.")
@@ -256,10 +253,15 @@ def _of_file(name: str) -> Tokenizer:
     if os.path.isdir(path):
         path = os.path.join(path, "tokenizer.json")
     content = read_tokenizer_json(path)
-    if is_gpt2_json(content):
-        return _gpt2(name)
     file = TokenizerFile(path, json_fingerprint(content))
-    encoder = file(content)
+    try:
+        if is_gpt2_json(content):
+            return _gpt2(name)
+        encoder = file(content)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a field that has another form
+        raise InvalidValue(f"tokenizer: {path} is not a tokenizer.json: {error}. Set data.tokenizer.") from None
     return Tokenizer(
         name,
         encoder.n_vocab,

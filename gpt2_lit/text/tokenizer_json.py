@@ -53,7 +53,7 @@ def read_tokenizer_json(path: str) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise FileError(f"tokenizer: {path} cannot be read: {error.strerror}. Check its permissions.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValue(f"tokenizer: {path} is not a tokenizer.json: {error}. Set data.tokenizer.") from None
     return content
 

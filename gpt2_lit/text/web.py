@@ -15,7 +15,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
-from functools import cache
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -145,8 +144,11 @@ class _WebFile(io.RawIOBase):
 
     def _ask(self) -> Any:
         part = f"bytes={self._position}-{self._size - 1 if self._size else ''}" if self._position else None
-        self._answer = answer = _request(self._url, part)
-        if self._stamp and _stamp(answer) not in ("", self._stamp):
+        if_range = self._stamp if part and self._stamp.startswith('"') else None  # a strong ETag; W/"..." is a weak one
+        self._answer = answer = _request(self._url, part, if_range)
+        stamp = _stamp(answer)
+        # All of a file in place of a part is how a server says that it is another one.
+        if self._stamp and stamp != self._stamp and (stamp or (if_range and answer.status == 200)):
             raise FileError(_DIFFERS.format(self._url))
         length, start = answer.headers.get("Content-Length"), self._position if answer.status == 206 else 0
         if answer.status == 206 and not _is_part(answer.headers.get("Content-Range", ""), start, self._size):
@@ -185,18 +187,18 @@ def _is_part(content_range: str, start: int, size: int) -> bool:
     return not size or found[3] in ("*", str(size))
 
 
-def may_redirect(scheme: str, addresses: Iterable[str], *, from_private: bool) -> bool:
+def may_redirect(scheme: str, addresses: Iterable[str], *, from_public: bool) -> bool:
     """Whether a redirect may be followed: over HTTP, and from a public address only to public ones.
 
     Example:
-        >>> may_redirect("https", ["93.184.215.14"], from_private=False)
+        >>> may_redirect("https", ["93.184.215.14"], from_public=True)
         True
-        >>> [may_redirect("http", [address], from_private=False) for address in ("127.0.0.1", "169.254.169.254", "::1")]
+        >>> [may_redirect("http", [address], from_public=True) for address in ("127.0.0.1", "169.254.169.254", "::1")]
         [False, False, False]
-        >>> may_redirect("ftp", [], from_private=True)
+        >>> may_redirect("ftp", [], from_public=False)
         False
     """
-    return scheme in ("http", "https") and (from_private or all(map(is_public, addresses)))
+    return scheme in ("http", "https") and (not from_public or all(map(is_public, addresses)))
 
 
 def is_public(address: str) -> bool:
@@ -206,11 +208,15 @@ def is_public(address: str) -> bool:
     return (inner or found).is_global and not found.is_multicast
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _Fetch(urllib.request.HTTPRedirectHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """One request with its redirects, none of which leads from the Internet to this machine or its network."""
+
+    _was_public = False  # whether an address of the Internet has answered
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        target = urllib.parse.urlsplit(newurl)
-        from_private = not all(map(is_public, _addresses(urllib.parse.urlsplit(req.full_url))))
-        if not may_redirect(target.scheme, _addresses(target), from_private=from_private):
+        target, source = urllib.parse.urlsplit(newurl), urllib.parse.urlsplit(req.full_url)
+        from_public = self._was_public or all(map(is_public, _addresses(source)))
+        if not may_redirect(target.scheme, _addresses(target), from_public=from_public):
             fp.close()
             raise InvalidValue(
                 f"data.source: {req.full_url} redirects to {newurl}, which is of this machine or its network, or is no "
@@ -218,19 +224,36 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        def made(*args: Any, **others: Any) -> Any:
+            connection = http_class(*args, **others)
+            connect = connection.connect
+            connection.connect = lambda: (connect(), self._check_reached(connection, req))
+            return connection
+
+        return super().do_open(made, req, **options)
+
+    def _check_reached(self, connection: Any, req: Any) -> None:
+        """The address itself, as a name may lead to another one each time that it is looked up."""
+        if req.has_proxy() or req._tunnel_host:
+            return
+        address = connection.sock.getpeername()[0]
+        if self._was_public and not is_public(address):
+            raise InvalidValue(
+                f"data.source: a redirect to {req.full_url} leads to {address}, which is of this machine or its "
+                "network. Give that address itself if you mean it."
+            )
+        self._was_public = self._was_public or is_public(address)
+
 
 def _addresses(parts: urllib.parse.SplitResult) -> list[str]:
     """The IP addresses of a URL's host; none where a proxy looks it up, or nobody knows it."""
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
-    except OSError:
+        host = urllib.parse.unquote(parts.hostname or "")
+        found = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
         return []
     return [str(address[0]) for *_, address in found]
-
-
-@cache
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects)
 
 
 def _retried(url: str, part: str) -> Any:
@@ -260,18 +283,19 @@ def _wait(error: Exception, delays: Any) -> None:
     time.sleep(delay)
 
 
-def _request(url: str, part: str | None = None) -> Any:
+def _request(url: str, part: str | None = None, if_range: str | None = None) -> Any:
     parts = urllib.parse.urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     url = urllib.parse.urlunsplit(parts._replace(netloc=host, fragment=""))
     url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do it with spaces and letters beyond ASCII
     # The bytes as they are stored, so that sizes and ranges mean them.
-    headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2_lit", **({"Range": part} if part else {})}
+    headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2_lit", "Range": part, "If-Range": if_range}
+    headers = {name: value for name, value in headers.items() if value}
     request = urllib.request.Request(url, headers=headers)
     if user:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
-    return _opener().open(request, timeout=_TIMEOUT)
+    return urllib.request.build_opener(_Fetch).open(request, timeout=_TIMEOUT)
 
 
 def _stamp(answer: Any) -> str:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from gpt2_lit.errors import InvalidValue
+
 # A split keeps what a group catches: each punctuation mark, the dash `--`, each whitespace character.
 WORD_SPLIT = re.compile(r"""([,.:;?_!"()']|--|\s)""")
 
@@ -117,7 +119,7 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
         if self.UNKNOWN not in vocab:
-            raise ValueError(
+            raise InvalidValue(
                 f"SimpleTokenizerV2 needs the word {self.UNKNOWN!r} in its vocabulary, and this one of {len(vocab)} "
                 f"words has none. Make it with build_vocab(text, special_words=[{self.UNKNOWN!r}])."
             )
