@@ -412,17 +412,23 @@ def cache(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "Windows"]:
     """The data of a source; of a run's directory, with the options of the run."""
-    from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.instructions import InstructionDataModule
-
     run = _config_of_run(options.source) or {"data": {"source": options.source}}
     data_module = options.data_module or run.get("data_module", "text")
-    made = {"text": GPTDataModule, "instructions": InstructionDataModule}[data_module]
-    data = made(**run["data"] | given(options, data_module))
+    data = _made(data_module, run["data"] | given(options, data_module))
     data.setup("fit")
     assert data.store is not None, "setup opens it"
     assert data.train_dataset is not None, "setup cuts it"
     return data, data.store, data.train_dataset
+
+
+def _made(data_module: str, options: dict[str, Any]) -> "GPTDataModule":
+    if data_module == "instructions":
+        from gpt2_lit.data.instructions import InstructionDataModule
+
+        return InstructionDataModule(**options)
+    from gpt2_lit.data.datamodule import GPTDataModule
+
+    return GPTDataModule(**options)
 
 
 def _config_of_run(directory: str | None) -> dict[str, Any] | None:
@@ -469,11 +475,8 @@ def _checkpoint(name: str) -> str:
 
 def _tokenizer_of(checkpoint: str) -> Any:
     """The tokenizer of the run that a checkpoint lies in; GPT-2's for any other file."""
-    from gpt2_lit.data.datamodule import GPTDataModule
-
     run = _config_of_run(str(Path(checkpoint).absolute().parent.parent)) or {"data": {}}
-    options = {name: value for name, value in run["data"].items() if name in ("source", "tokenizer", "text_field")}
-    return GPTDataModule(**options).tokenizer
+    return _made(run.get("data_module", "text"), run["data"]).tokenizer
 
 
 def _ids_of_word(tokenizer: Any, word: str) -> list[int]:

@@ -12,7 +12,7 @@ from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.instruction_windows import InstructionWindows, Records
 from gpt2_lit.data.order import permute
 from gpt2_lit.data.packing import Packs, pack
-from gpt2_lit.errors import InvalidValue
+from gpt2_lit.errors import InvalidValue, true_or_false
 from gpt2_lit.store.token_cache import kind_of
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.files import SHIPPED_INSTRUCTIONS
@@ -120,10 +120,12 @@ class InstructionDataModule(GPTDataModule):
             check=check,
         )
         self.shuffle = shuffle if isinstance(shuffle, str) else self.shuffle
-        self.mask_prompt, self.packing, self.too_long = bool(mask_prompt), bool(packing), too_long
+        self.mask_prompt = true_or_false("mask_prompt", mask_prompt)
+        self.packing = true_or_false("packing", packing)
+        self.too_long = too_long
         fields = (instruction_field, input_field, output_field, messages_field)
         records = RecordOptions(template_text(template), *fields, incomplete)
-        self.text_options = TextOptions(max_unpacked=max_unpacked, records=records)
+        self.text_options = TextOptions(max_unpacked=max_unpacked, records=records).checked()
 
     @classmethod
     def from_records(cls, records: Iterable[dict[str, Any]], **options: Any) -> "InstructionDataModule":
