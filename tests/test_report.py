@@ -17,7 +17,7 @@ from gpt2_lit.cli.report import RunProgressBar, RunReport, minutes
 def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
     whole = here("fit", *SMALL, "--trainer.max_steps=30")
     here("fit", *SMALL, "--trainer.max_steps=16")
-    on = here("fit", "--ckpt_path=last", "--trainer.max_steps=30")
+    on = here("fit", "--ckpt_path", "last", "--trainer.max_steps=30")
 
     def results(printed: str) -> str:
         return re.sub(r" in \d:\d\d min", "", re.findall(r"\n\n(  trained .*?)\n\n", printed, re.DOTALL)[-1])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
+from gpt2_lit.cli import starter
 from gpt2_lit.cli.starter import PATTERNS, copy_starter
 from gpt2_lit.cli.tool import main
 from gpt2_lit.errors import FileError
@@ -44,6 +45,14 @@ def test_a_directory_is_made_and_the_advice_quotes_it(
     main(["init", "my gpt"])
     assert "Train: cd 'my gpt' && " in capsys.readouterr().out
     assert sorted(os.listdir("my gpt")) == ["configs", "examples"]
+
+
+def test_an_installed_package_copies_the_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "package/assets/starter/configs/a.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("a: 1")
+    monkeypatch.setattr(starter, "PACKAGE", tmp_path / "package")
+    assert copy_starter(tmp_path / "mine") == ["configs/a.yaml"]
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpt2_lit.store import workers
 from gpt2_lit.store.plan import Recipe, ShardPlan, plan_shards
 from gpt2_lit.store.storage import LocalStorage
 from gpt2_lit.store.workers import Encoded, encode_in_processes, encode_in_threads, encode_shard, share_out
@@ -217,3 +218,18 @@ def test_a_text_that_must_not_be_cut_is_encoded_whole(tmp_path):
     [plan] = plan_shards(Source.of(tmp_path / "text.txt").find_files(), recipe, 1000)
     shard = encode_shard(plan, LocalStorage(tmp_path), recipe).shard
     assert np.fromfile(tmp_path / shard.tokens_file, "<u4").tolist() == [len(text), (1 << 20) - 1]
+
+
+def test_ctrl_c_while_processes_start_counts_once_they_have(monkeypatch, tmp_path):
+    pool, started = workers._process_pool, []
+
+    def interrupted(num_processes: int) -> Executor:
+        signal.raise_signal(signal.SIGINT)
+        started.append(pool(num_processes))
+        return started[0]
+
+    monkeypatch.setattr(workers, "_process_pool", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_in_processes([], LocalStorage(tmp_path), Recipe(), 1, print)
+    with pytest.raises(RuntimeError):  # it is shut down
+        started[0].submit(int)

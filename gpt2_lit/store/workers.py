@@ -117,8 +117,10 @@ def encode_in_processes(
 ) -> list[Encoded]:
     """Make shards in other processes, which do not run the user's script again and are killed on an error or Ctrl-C."""
     encode = partial(_encode_pickled, cloudpickle.dumps((storage, recipe)))  # read once in each process
-    executor = _process_pool(num_processes)
+    executor = None
     try:
+        with _ctrl_c_held():
+            executor = _process_pool(num_processes)
         return share_out(
             plans, executor, encode, lambda plan, encoded: on_progress(plan.num_bytes, encoded.shard.num_tokens)
         )
@@ -128,9 +130,10 @@ def encode_in_processes(
             "resumes; fewer processes take less memory."
         ) from error
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where neither psutil nor pgrep is there to look for their children
-            executor.shutdown(kill_workers=True)  # type: ignore[call-arg]: loky's own
+        if executor:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where neither psutil nor pgrep is there to look for their children
+                executor.shutdown(kill_workers=True)  # type: ignore[call-arg]: loky's own
 
 
 def _process_pool(num_processes: int) -> Executor:
@@ -143,6 +146,22 @@ def _process_pool(num_processes: int) -> Executor:
         executor = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(os.getpid(),))
         executor.submit(int)  # starts all processes
     return executor
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C counts after this block: a process that has begun to start prints a traceback if its parent stops."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

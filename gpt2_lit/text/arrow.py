@@ -13,6 +13,7 @@ _KIND, _CONTENT, _BODY_BYTES = 1, 2, 3  # of a message
 _DICTIONARY, _ROWS = 2, 3  # kinds
 _DATA = 1  # of a dictionary: its rows
 _BUFFERS, _COMPRESSION = 2, 3  # of rows
+_MOST_HEADER = 1 << 28  # bytes; four letters of ASCII are more
 
 
 class CheckedStream(io.RawIOBase):
@@ -51,7 +52,8 @@ class CheckedStream(io.RawIOBase):
         size = int.from_bytes(start[-4:], "little")
         if len(start) < 4 or not size:
             return start  # the end
-        self._check(size)
+        if size > _MOST_HEADER:  # of other things, such as a web page or a Git LFS pointer
+            raise OSError("a message that is none")
         header = self._stream.read(size)
         try:
             body_bytes, buffers = _body(header)
