@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2_lit.data.datamodule import GPTDataModule
+    from gpt2_lit.data.instructions import InstructionDataModule
     from gpt2_lit.data.loaders import create_dataloader_v1, dataloader_v1
     from gpt2_lit.data.windows import Batch, GPTDatasetV1
     from gpt2_lit.embedding.embedding import EmbeddingModule
@@ -51,6 +52,7 @@ __all__ = [
     "dataloader_v1",
     "create_dataloader_v1",
     "GPTDataModule",
+    "InstructionDataModule",
     "EmbeddingModule",
     "EmbeddingStub",
     "EmbeddingMonitor",
@@ -64,6 +66,7 @@ _HOME = {
     "data.windows": ["Batch", "GPTDatasetV1"],
     "data.loaders": ["dataloader_v1", "create_dataloader_v1"],
     "data.datamodule": ["GPTDataModule"],
+    "data.instructions": ["InstructionDataModule"],
     "embedding.embedding": ["EmbeddingModule"],
     "monitor.stub": ["EmbeddingStub"],
     "monitor.monitor": ["EmbeddingMonitor"],

@@ -18,6 +18,7 @@ KEY_BYTES = 32
 KNOWN_PACKAGES = ("gpt2_lit", "torch", "lightning", "torchmetrics")
 MOST_VALUES = 10_000  # of a config; those of runs have some 200
 PATHS = ("save_dir", "default_root_dir")
+PLAIN = ("data_module", "template")  # one of two words, and a text with {instruction}
 
 
 def mark_as_made_here(config: Path) -> None:
@@ -92,6 +93,8 @@ def _foreign(value: Any, key: str = "", in_data: bool = False) -> Iterator[str]:
 def _is_harmless(value: str, key: str, in_data: bool) -> bool:
     if key in ("class_path", "_class_path", "_instantiator"):
         return bool(re.fullmatch(r"[A-Za-z_][\w.]*", value)) and value.partition(".")[0] in KNOWN_PACKAGES
+    if key in PLAIN:
+        return True
     if (in_data and key != "tokenizer" and "." not in key) or key in PATHS:  # no mapping in YAML's notation
         return not re.search(r"[{\n]|: ", value)
     return "." not in value and "\\" not in value and not os.path.exists(value)

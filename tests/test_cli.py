@@ -135,6 +135,20 @@ def test_validate_test_and_predict_work_on_a_checkpoint_with_the_options_of_its_
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["version_0"]
 
 
+def test_instructions_have_their_own_options_which_a_run_keeps(here: Callable[..., str], tmp_path: Path) -> None:
+    assert "--data.template" in here("fit", "--data_module=instructions", "--help")
+    assert "--data.template" not in here("fit", "--help")
+    small = ["--data.tokenizer=words", "--model.embed_dim=8", "--trainer.max_steps=2", "--data.packing=true"]
+    (tmp_path / "own.yaml").write_text("data_module: instructions\ndata:\n  mask_prompt: true\n")
+    printed = here("fit", "--config", "own.yaml", *small, "--data.batch_size=2")
+    assert "targets the answers" in printed
+    assert "2 rows of 256 tokens, packed" in printed
+    assert yaml.safe_load((tmp_path / "logs/version_0/config.yaml").read_text())["data_module"] == "instructions"
+    assert "steps, 2 epochs" in here("fit", "--ckpt_path=last", "--trainer.max_steps=-1", "--trainer.max_epochs=2")
+    assert "what the model expects next" in here("predict", "--ckpt_path=last")
+    assert "there is no option --data.stride" in here("fit", "--config=own.yaml", "--data.stride=3")
+
+
 def test_the_command_line_wins_over_the_checkpoint(here: Callable[..., str], tmp_path: Path) -> None:
     here("fit", *SMALL, "--trainer.max_epochs=1", "--model.dropout=0.2")
     changed = ["--model.dropout=0.4", "--model.optimizer.lr=0.5"]

@@ -4,11 +4,12 @@ from html import unescape
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_lit import gpt2_tokenizer
-from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.data.windows import Batch, TokenWindows
 from gpt2_lit.monitor.counts import (
     RUN_TOKENS,
     RUNS,
@@ -137,3 +138,26 @@ def test_no_label_of_gpt2_breaks_a_line_or_a_column():
 def test_text_made_visible_can_be_told_from_text_that_looks_like_it() -> None:
     assert visible("\n") == r"\n"
     assert visible(r"\n") == r"\\n"
+
+
+class Padded:
+    """Two rows: a prompt 1 2 with an answer 3 and an end of text 0, and one that is longer."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        inputs = torch.tensor([[1, 2, 3, 0, 0], [1, 2, 2, 4, 4]])
+        targets = torch.tensor([[-100, 3, 0, -100, -100], [-100, -100, 4, 4, 0]])
+        return Batch(inputs[rows], targets[rows])
+
+
+def test_padding_and_masked_targets_are_not_counted() -> None:
+    assert token_counts(Padded(), 5).tolist() == [0, 2, 3, 1, 2]
+    assert token_counts(Padded(), 5, "target_ids").tolist() == [2, 0, 0, 1, 2]
+
+
+def test_below_a_masked_target_stands_nothing_in_the_windows_as_text() -> None:
+    text = windows_as_text(Corpus(lambda ids: "abcde"[ids[0]], Padded()))
+    assert "    input   b  c  d  a  a" in text
+    assert "    target     d  a" in text

@@ -17,8 +17,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 import gpt2_lit.monitor.stub
-from gpt2_lit import EmbeddingStub, GPTDataModule
+from gpt2_lit import EmbeddingStub, GPTDataModule, InstructionDataModule
 from gpt2_lit.cli.run import RunCheckpoint, RunLogger
+from gpt2_lit.monitor.stub import Throughput
 
 
 class Record(Callback):
@@ -186,6 +187,82 @@ print(json.dumps(found))
     assert two[1] == pytest.approx(one[1], rel=1e-6)
     assert one[2].tolist() == [4 * batch_size for _, batch_size in FEW_WINDOWS]
     assert two[2].tolist() == [2 * tokens for tokens in one[2]]
+
+
+def fine_tuned(folder: Path, batch_size: int, processes: int) -> list[list[float]]:
+    """Weights, losses and number of targets after three steps on records of 1 to 23 words, with prompts masked."""
+    path = folder / "records.jsonl"
+    lines = [json.dumps({"prompt": f"q{i}", "completion": f"a{i} " * (1 + i * i % 23)}) for i in range(24)]
+    path.write_text("\n".join(lines))
+    seed_everything(1, verbose=False)
+    data = InstructionDataModule(
+        path,
+        "words",
+        64,
+        batch_size=batch_size,
+        template="{prompt}: {completion}",
+        mask_prompt=True,
+        val_fraction=0.0,
+        cache_dir=folder / "cache",
+    )
+    model = EmbeddingStub(data.vocab_size, 8, 64, optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
+        max_steps=3,
+        log_every_n_steps=1,
+        logger=RunLogger(str(folder)),
+        enable_checkpointing=False,
+        callbacks=[Throughputs(folder / f"tokens-{processes}"), Weights(folder / f"weights-{processes}")],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, data)
+    weights = torch.load(folder / f"weights-{processes}")
+    found = [[float(trainer.callback_metrics["train/loss"])], json.loads((folder / f"tokens-{processes}").read_text())]
+    return [*found, *(weight.flatten().tolist() for weight in weights)]
+
+
+class Throughputs(Callback):
+    """Writes down the targets that were counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        [throughput] = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps([throughput.num_tokens]))
+
+
+class Weights(Callback):
+    """Saves the tables after the last step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save([weight.detach().clone() for weight in pl_module.parameters()], self.path)
+
+
+def test_two_processes_learn_from_masked_targets_what_one_learns(tmp_path: Path) -> None:
+    code = f"""
+import json, pathlib, test_distributed
+folder = pathlib.Path({str(tmp_path)!r})
+print(json.dumps([test_distributed.fine_tuned(folder, 4 // n, n) for n in (1, 2)]))
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    one, two = json.loads(ended.stdout.splitlines()[-1])
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-6, abs=1e-6)
+    assert one[1] == two[1] != [3 * 4 * 64]
 
 
 # Without a Trainer: each process writes down its windows, by a loader made before the process group and one made after.

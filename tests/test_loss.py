@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpt2_lit.embedding.loss
 from gpt2_lit import EmbeddingModule
+from gpt2_lit.embedding.loss import summed_cross_entropy
 
 IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
 
@@ -72,13 +73,16 @@ def test_the_loss_and_its_gradients_are_the_plain_ones_however_the_tokens_are_cu
     assert found[2][vocab_size:].count_nonzero() == 0
 
 
-def test_gradients_of_the_loss_are_those_of_differences():
+@pytest.mark.parametrize("target_ids", [IDS, torch.tensor([[-100, 2, 3], [3, -100, -100]])])
+def test_gradients_of_the_loss_are_those_of_differences(target_ids):
     embedding = small(init="normal").double()
     hidden = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def loss(hidden, table):
         weights = {"token_embedding.weight": table}
-        return functional_call(Head(embedding), {f"embedding.{name}": w for name, w in weights.items()}, (hidden, IDS))
+        return functional_call(
+            Head(embedding), {f"embedding.{name}": w for name, w in weights.items()}, (hidden, target_ids)
+        )
 
     torch.autograd.gradcheck(loss, (hidden, embedding.token_embedding.weight))
 
@@ -154,6 +158,13 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(frozen):
     assert products == 3 - len(frozen)
 
 
+def test_on_the_cpu_a_target_that_does_not_count_costs_nothing():
+    hidden = torch.randn(2, 3, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        small().next_token_loss(hidden, torch.tensor([[1, -100, -100], [-100, 3, -100]]))
+    assert counter.get_total_flops() == 3 * 2 * 2 * 4 * 10
+
+
 def test_flops_are_counted_on_the_meta_device_where_nothing_has_a_value():
     with torch.device("meta"):
         embedding, ids = small(), torch.randint(0, 10, (2, 3))
@@ -208,3 +219,48 @@ def peak_of_memory(profiled: profile) -> int:
 def test_targets_that_do_not_fit_are_an_error_with_the_limits(target_ids, error, message):
     with pytest.raises(error, match=message):
         small().next_token_loss(torch.randn(2, 3, 4), target_ids)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.sampled_from([1, 8]), st.sampled_from([1, 100, 2**22]))
+@settings(deadline=None, max_examples=60)
+def test_the_loss_is_the_mean_over_the_targets_that_are_kept(kept, multiple, chunk_logits):
+    if not any(kept):
+        kept[0] = True  # of none F.cross_entropy gives NaN
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt2_lit.embedding.loss, "CHUNK_LOGITS", chunk_logits)
+        embedding = EmbeddingModule(11, 3, 5, 0.0, "normal", multiple).double()
+        hidden = torch.randn(len(kept), 3, dtype=torch.float64)
+        target_ids = torch.where(torch.tensor(kept), torch.randint(11, (len(kept),)), -100)
+        expected = loss_and_gradients(partial(plain_loss, embedding), embedding, hidden, target_ids)
+        found = loss_and_gradients(embedding.next_token_loss, embedding, hidden, target_ids)
+        masked = loss_and_gradients(partial(as_on_a_gpu, embedding), embedding, hidden, target_ids)
+    for ours, on_a_gpu, theirs in zip(found, masked, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(on_a_gpu, theirs)
+    assert found[1][~torch.tensor(kept)].count_nonzero() == 0
+
+
+def as_on_a_gpu(embedding: EmbeddingModule, hidden: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """All rows are computed, and those that do not count are masked."""
+    kept, table = target_ids != -100, embedding.token_embedding.weight
+    summed = summed_cross_entropy(hidden, table, target_ids.clamp(min=0), kept, embedding.vocab_size)
+    return summed / kept.sum()
+
+
+@pytest.mark.parametrize("target_ids", [torch.full((2, 3), -100), torch.zeros(0, 3, dtype=torch.int64)])
+def test_without_a_target_that_counts_the_loss_is_0_with_gradients_of_0(target_ids):
+    embedding = small(init="normal")
+    loss, *gradients = loss_and_gradients(
+        embedding.next_token_loss, embedding, torch.randn(*target_ids.shape, 4), target_ids
+    )
+    assert loss == 0
+    assert all(gradient.count_nonzero() == 0 and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_another_value_may_stand_for_what_does_not_count():
+    embedding, hidden = small(init="normal"), torch.randn(2, 3, 4)
+    ours = embedding.next_token_loss(hidden, torch.tensor([[1, 0, 3], [0, 2, 9]]), ignore_index=0)
+    theirs = embedding.next_token_loss(hidden, torch.tensor([[1, -100, 3], [-100, 2, 9]]))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(IndexError, match="got ids from -100 to 3"):
+        embedding.next_token_loss(hidden[0], torch.tensor([1, -100, 3]), ignore_index=0)

@@ -17,7 +17,9 @@ from gpt2_lit.data.order import (
     _mix,
     permute,
     permute_in_blocks,
+    permute_near,
     positions_in_blocks,
+    positions_near,
     positions_of,
 )
 
@@ -71,7 +73,8 @@ def test_from_each_window_there_is_a_way_back_to_its_one_place(num_windows, seed
 def test_positions_are_the_way_back_from_windows(num_windows, seed, epoch, data):
     places = st.lists(st.integers(0, num_windows - 1), unique=True, max_size=50)
     positions = np.array(data.draw(places), dtype=np.int64)
-    for there, back in ((permute, positions_of), (permute_in_blocks, positions_in_blocks)):
+    pairs = ((permute, positions_of), (permute_in_blocks, positions_in_blocks), (permute_near, positions_near))
+    for there, back in pairs:
         assert np.array_equal(back(there(positions, num_windows, seed, epoch), num_windows, seed, epoch), positions)
 
 

@@ -191,6 +191,18 @@ def test_preview_writes_line_ends_and_wide_letters_so_that_columns_stay(tool, tm
     assert "\u200b" not in out
 
 
+def test_preview_shows_what_is_masked(tool, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "2 + 2?", "completion": "It is\\n4."}\n' * 2)
+    args = ["a.jsonl", "--data-module", "instructions", "--template", "Q: {prompt} A: {completion}", "--mask-prompt"]
+    status, out, err = tool("preview", *args, "--val-fraction", 0, "--batch-size", 1, "--windows", 1)
+    assert status == 0, err
+    assert out.endswith(": 6 of 13 targets count\n  masked  Q: 2 + 2? A:\n  target   It is\\n4.<|endoftext|>\n")
+    [window] = json.loads(tool("preview", *args, "--val-fraction", 0, "--batch-size", 1, "--windows", 1, "--json")[1])
+    assert window["target"] == " It is\n4.<|endoftext|>"
+    assert window["target_ids"].count(-100) == 7
+    assert "--stride is an option of --data-module text" in tool("preview", *args, "--stride", 3)[2]
+
+
 class Record(LightningModule):
     """Trains a single number, and keeps what it is given."""
 

@@ -10,6 +10,7 @@ Train the embedding of a GPT-2 on a text, and watch its norms in TensorBoard.
   {prog} fit                              on the tale that ships with gpt2_lit
   {prog} fit --data.source my_text.txt    on your text
   {prog} fit --config configs/chapter.yaml
+  {prog} fit --config configs/finetune.yaml    on instructions with answers
   {prog} fit --ckpt_path last             resume the newest run
   {prog} validate --ckpt_path best        loss and perplexity of its best weights
 

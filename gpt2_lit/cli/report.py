@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
 from gpt2_lit.data.datamodule import GPTDataModule
-from gpt2_lit.data.windows import Batch, DocumentBatch
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.errors import printable
 from gpt2_lit.lightning_private import batches_trained, callbacks_of
 from gpt2_lit.monitor.counts import token_counts, unigram_perplexity
@@ -70,6 +70,7 @@ class RunReport(Callback):
         self.last: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
         self._throughput = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Throughput))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +91,7 @@ class RunReport(Callback):
         self.last = self._values(trainer)
 
     def state_dict(self) -> dict[str, Any]:
+        self._throughput.count(self._trainer)  # all processes are here
         return {"seconds": self.seconds, "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -141,9 +143,15 @@ class RunReport(Callback):
         decode = data.tokenizer.decode
         print("\n\na text, what the model expects next, and what comes next:")
         for input_ids, target_ids, *documents, expected in list(zip(*batch, outputs, strict=True))[:5]:
-            if documents:  # what stands before the last document is another text
-                input_ids = input_ids[documents[1] == documents[1][-1]]
-            text, next_text, guess = (decode(ids.tolist()) for ids in (input_ids[-8:], target_ids[-1:], expected[-1:]))
+            kept = (target_ids != IGNORED).nonzero()[:, 0].tolist()
+            if not kept:  # a row whose answer was cut off
+                continue
+            at = kept[-1] if len(kept) == len(target_ids) else kept[len(kept) // 2]  # at the end, or amid an answer
+            text_ids = input_ids[: at + 1]
+            if documents:  # what stands before its document is another text
+                text_ids = text_ids[documents[1][: at + 1] == documents[1][at]]
+            parts = (text_ids[-8:], target_ids[at : at + 1], expected[at : at + 1])
+            text, next_text, guess = (decode(ids.tolist()) for ids in parts)
             print(f"  {text!r} -> {guess!r} ({next_text!r})")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

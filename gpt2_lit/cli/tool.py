@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from gpt2_lit.cli.data_options import add_data_options, data_options, given
+from gpt2_lit.cli.data_options import SOURCES, add_data_options, all_options, data_options, given
 from gpt2_lit.cli.messages import errors_as_messages, prepare_console, program_name
 from gpt2_lit.errors import InvalidValue, printable
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.windows import TokenWindows
+    from gpt2_lit.data.windows import Windows
     from gpt2_lit.store.token_store import TokenStore
 
 SHOWN_CHARACTERS = 40  # of a window
@@ -166,7 +167,9 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview tokens --windows 3
       gpt2-lit preview tokens --context-size 1024 --step 5000 | less -S
       gpt2-lit preview logs/version_0            what that run began with
+      gpt2-lit preview --data-module instructions alpaca.json --mask-prompt
     """
+    from gpt2_lit.data.windows import IGNORED
     from gpt2_lit.monitor.counts import checked, visible
 
     data, _, dataset = _data(options)
@@ -185,23 +188,49 @@ def preview(options: argparse.Namespace) -> None:
             )
         step += 1
     if options.json:
-        _print_json([w | {"input": decode(w["input_ids"]), "target": decode(w["target_ids"])} for w in found])
+        for window in found:
+            kept = [token for token in window["target_ids"] if token != IGNORED]
+            window |= {"input": decode(window["input_ids"]), "target": decode(kept)}
+        _print_json(found)
         return
+    is_masked = any(IGNORED in window["target_ids"] for window in found)
+    told = "What is masked is no target." if is_masked else "The target is the input one token later, in one column."
     console = _console()
     console.print(
         f"{len(dataset):,} windows of {data.context_size} tokens for training, in the order of seed {data.seed}; below "
-        f"are {len(found)} from step {options.step} on.\nThe target is the input one token later: equal tokens stand "
-        "in one column."
+        f"are {len(found)} from step {options.step} on.\n{told}"
     )
     for window in found:
+        if IGNORED in window["target_ids"]:
+            _print_masked(console, window, decode)
+            continue
         inputs, targets = ([visible(decode([token])) for token in window[name]] for name in ("input_ids", "target_ids"))
         # The targets begin one token to the right, where the input that they repeat stands.
         indent = " " * (cell_len(inputs[0]) + 1)
-        head = f"step {window['step']}, epoch {window['epoch']}, window {window['window']}"
-        console.print(_text(f"\n{head}", style="bold"))
+        console.print(_text(f"\n{_head(window)}", style="bold"))
         for label, line in (("input ", "|".join(inputs)), ("target", indent + "|".join(targets))):
             text = Text.assemble((f"  {label}  ", "dim"), line)
             console.print(text, no_wrap=True, overflow="ellipsis")
+
+
+def _print_masked(console: Console, window: dict[str, Any], decode: Callable[[list[int]], str]) -> None:
+    """A window with targets that do not count: its text, in parts that are targets and parts that are not."""
+    from gpt2_lit.data.windows import IGNORED
+    from gpt2_lit.monitor.counts import visible
+
+    input_ids, target_ids = window["input_ids"], window["target_ids"]
+    follows = zip(target_ids, [*input_ids[1:], None], strict=True)  # a masked target is known from the inputs
+    tokens = [*input_ids[:1], *(after if target == IGNORED else target for target, after in follows)]
+    kept = [False, *(token != IGNORED for token in target_ids)]
+    count = f"{sum(kept):,} of {len(target_ids):,} targets count"
+    console.print(_text(f"\n{_head(window)}: {count}", style="bold"))
+    for is_kept, part in itertools.groupby(zip(kept, tokens, strict=True), key=lambda pair: pair[0]):
+        text = visible(decode([token for _, token in part if token is not None]))
+        console.print(Text.assemble((f"  {'target' if is_kept else 'masked'}  ", "dim"), text), soft_wrap=False)
+
+
+def _head(window: dict[str, Any]) -> str:
+    return f"step {window['step']}, epoch {window['epoch']}, window {window['window']}"
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -411,26 +440,37 @@ def cache(options: argparse.Namespace) -> None:
 # Data and checkpoints, as a training has them.
 
 
-def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "TokenWindows"]:
+def _data(options: argparse.Namespace) -> tuple["GPTDataModule", "TokenStore", "Windows"]:
     """The data of a source; of a run's directory, with the options of the run."""
-    from gpt2_lit.data.datamodule import GPTDataModule
-
-    data = GPTDataModule(**(_options_of_run(options.source) or {"source": options.source}) | given(options))
+    run = _config_of_run(options.source) or {"data": {"source": options.source}}
+    data_module = options.data_module or run.get("data_module", "text")
+    data = _made(data_module, run["data"] | given(options, data_module))
     data.setup("fit")
     assert data.store is not None, "setup opens it"
     assert data.train_dataset is not None, "setup cuts it"
     return data, data.store, data.train_dataset
 
 
-def _options_of_run(directory: str | None) -> dict[str, Any] | None:
-    """The data options in a run's config.yaml; None if it is not the directory of a run."""
+def _made(data_module: str, options: dict[str, Any]) -> "GPTDataModule":
+    if data_module == "instructions":
+        from gpt2_lit.data.instructions import InstructionDataModule
+
+        return InstructionDataModule(**options)
+    from gpt2_lit.data.datamodule import GPTDataModule
+
+    return GPTDataModule(**options)
+
+
+def _config_of_run(directory: str | None) -> dict[str, Any] | None:
+    """A run's config.yaml, which has data options; None if it is not the directory of a run."""
     config = Path(directory or "") / "config.yaml"
     if directory is None or not config.exists():
         return None
     import yaml
 
     try:
-        return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return found | {"data": dict(found["data"])}
     except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
         return None  # texts beside somebody else's config.yaml
 
@@ -472,9 +512,8 @@ def _checkpoint(name: str) -> str:
 
 def _tokenizer_of(checkpoint: str) -> Any:
     """The tokenizer of the run that a checkpoint lies in; GPT-2's for any other file."""
-    from gpt2_lit.data.datamodule import GPTDataModule
-
-    return GPTDataModule(**_options_of_run(str(Path(checkpoint).absolute().parent.parent)) or {}).tokenizer
+    run = _config_of_run(str(Path(checkpoint).absolute().parent.parent)) or {"data": {}}
+    return _made(run.get("data_module", "text"), run["data"]).tokenizer
 
 
 def _ids_of_word(tokenizer: Any, word: str) -> list[int]:
@@ -534,7 +573,7 @@ def _in_words_of_the_tool(message: str) -> str:
     def name(match: re.Match) -> str:
         if match[1] == "source":
             return "SOURCE"
-        return f"--{match[1].replace('_', '-')}" if match[1] in data_options() else match[0]
+        return f"--{match[1].replace('_', '-')}" if match[1] in all_options() else match[0]
 
     return re.sub(r"\bdata\.(\w+)", name, message)
 
@@ -623,7 +662,10 @@ The options of a command:  gpt2-lit COMMAND --help
             help="a store, a text or directory of texts (encoded at the first use), a .bin file of ids, or the "
             "directory of a run, whose options then count; left out: the tale that ships with gpt2_lit",
         )
+        added.add_argument("--data-module", choices=[*SOURCES], help="what SOURCE holds (default: text, or as the run)")
         add_data_options(added.add_argument_group("data, as in a training (--data.context_size ...)"), data_options())
+        of_instructions = [name for name in data_options("instructions") if name not in data_options()]
+        add_data_options(added.add_argument_group("of --data-module instructions alone"), of_instructions)
 
     make = command(prepare)
     make.add_argument("source", metavar="SOURCE", nargs="+", help="files, directories, patterns or URLs")

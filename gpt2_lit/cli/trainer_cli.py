@@ -6,11 +6,13 @@ import re
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -29,6 +31,7 @@ from gpt2_lit.cli.run import (
     is_run_logger,
 )
 from gpt2_lit.data.datamodule import GPTDataModule
+from gpt2_lit.data.instructions import InstructionDataModule
 from gpt2_lit.errors import FileError, InvalidValue, NotPermitted, printable
 from gpt2_lit.lightning_private import attributes_to_find
 from gpt2_lit.monitor.monitor import EmbeddingMonitor
@@ -46,6 +49,13 @@ TRUST_RUN = {"--trust_run", "--trust-run"}
 IGNORE_RUN = {"--ignore_run_config", "--ignore-run-config"}
 TRUST_HELP = "With ``--ckpt_path``: run the code that the config.yaml of a run from elsewhere names."
 IGNORE_HELP = "With ``--ckpt_path``: leave the config.yaml of its run out; only the options given here count."
+
+
+DATA_MODULES = {"text": GPTDataModule, "instructions": InstructionDataModule}
+DATA_MODULE_HELP = (
+    "What data.source holds: a text, or instructions with answers for fine-tuning. Each has its options, which "
+    "``--data_module instructions --help`` shows."
+)
 
 
 class RunTrainer(Trainer):
@@ -82,16 +92,17 @@ class RunTrainer(Trainer):
 
 
 class EmbeddingCLI(LightningCLI):
-    """LightningCLI for EmbeddingStub and GPTDataModule.
+    """LightningCLI for EmbeddingStub and one of :data:`DATA_MODULES`.
 
     ``vocab_size`` and ``context_size`` are options of the data alone; the model gets them from there.
     """
 
-    def __init__(self, prog: str) -> None:
+    def __init__(self, prog: str, data_module: str = "text") -> None:
         self.prog = prog
+        self.data_module = data_module
         super().__init__(
             EmbeddingStub,
-            GPTDataModule,
+            DATA_MODULES.get(data_module, GPTDataModule),
             save_config_callback=SaveRunConfig,
             trainer_class=RunTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -104,6 +115,9 @@ class EmbeddingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--trust_run", "--trust-run", action="store_true", help=TRUST_HELP)
         parser.add_argument("--ignore_run_config", "--ignore-run-config", action="store_true", help=IGNORE_HELP)
+        parser.add_argument(
+            "--data_module", type=Literal["text", "instructions"], default="text", help=DATA_MODULE_HELP
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EmbeddingMonitor, "monitor")
         optimizer = {"class_path": f"torch.optim.{ADAMW.func.__name__}", "init_args": dict(ADAMW.keywords)}
@@ -170,7 +184,7 @@ def run(args: list[str], prog: str) -> None:
         sys.argv[1:] = _with_options_of_the_run(args)
         _find_named_modules(sys.argv[1:])
         try:
-            EmbeddingCLI(prog)
+            EmbeddingCLI(prog, _data_module(sys.argv[1:]))
         except UnpicklingError as error:  # torch's advice is to run the code
             raise InvalidValue(
                 "--ckpt_path: the file is not a checkpoint of tensors and plain values, and reading it would run code. "
@@ -209,6 +223,22 @@ def _confirm_trust(config: Path, is_given: bool) -> list[str]:
         if input("Do you trust whoever made it? [y/N] ").strip().lower() in ("y", "yes"):
             return ["--trust-run"]
     raise NotPermitted(f"{told}\nGive --trust-run if you trust whoever made it, or --ignore-run-config and options.")
+
+
+def _data_module(args: list[str]) -> str:
+    """The last that the command line and its configs say of it: on it depends which options there are."""
+    chosen = "text"
+    for option, value in zip(args, [*args[1:], ""], strict=True):
+        name, equals, same = option.partition("=")
+        value = same if equals else value
+        if name in ("--data_module", "--data-module"):
+            chosen = value
+        elif name == "--config":
+            with suppress(
+                OSError, ValueError, AttributeError, yaml.YAMLError
+            ):  # the parser tells what is wrong with it
+                chosen = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get("data_module", chosen)
+    return chosen
 
 
 def _find_named_modules(args: list[str]) -> None:

@@ -1,7 +1,6 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from logging import getLogger
@@ -19,7 +18,7 @@ from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.data.windows import TokenWindows, Windows
 from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
@@ -138,9 +137,9 @@ class GPTDataModule(LightningDataModule):
         if tokenizer != "words":  # those of the source, which is not read yet
             _ = self.tokenizer
         self.store: TokenStore | None = None
-        self.train_dataset: TokenWindows | None = None
-        self.val_dataset: TokenWindows | None = None
-        self.test_dataset: TokenWindows | None = None
+        self.train_dataset: Windows | None = None
+        self.val_dataset: Windows | None = None
+        self.test_dataset: Windows | None = None
         self._passes: Passes | None = None  # of the loader that a plain loop trains on
         self._state_to_resume: dict[str, Any] = {}  # of a plain loop
         self._limit_val_batches: int | float | None = None  # the trainer's, while there is nothing to validate on
@@ -304,6 +303,7 @@ class GPTDataModule(LightningDataModule):
     def origins(self, window: int) -> list[Origin]:
         """Where a training window comes from: the documents that it has tokens of, and their files."""
         dataset = _set_up(self.train_dataset)
+        assert isinstance(dataset, TokenWindows)
         start = int(dataset.starts(np.array([window]))[0])
         return self._origins.of(start, start + self.context_size + 1)
 
@@ -335,7 +335,7 @@ class GPTDataModule(LightningDataModule):
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
-    def _datasets(self) -> dict[str, TokenWindows]:
+    def _datasets(self) -> dict[str, Windows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
@@ -360,7 +360,8 @@ class GPTDataModule(LightningDataModule):
 
     @cached_property
     def _origins(self) -> Origins:
-        return Origins(_set_up(self.train_dataset).tokens, self.tokenizer)
+        assert self.store is not None
+        return Origins(self.store, self.tokenizer)
 
     @property
     def _cache(self) -> TokenCache:
@@ -386,10 +387,14 @@ class GPTDataModule(LightningDataModule):
         windows.check_not_empty(name)
         return windows
 
-    def _evaluation_windows(self, name: str, source: Source) -> TokenWindows:
+    def _evaluation_store(self, name: str, source: Source) -> TokenStore:
         store = self._cache.open(source)
         if self.store and store.content == self.store.content:
             raise _contaminated(name, str(source), str(self.source))
+        return store
+
+    def _evaluation_windows(self, name: str, source: Source) -> Windows:
+        store = self._evaluation_store(name, source)
         self._tell_of_short_shards(store)
         return self._windows(name, store, self.context_size, [Range(0, len(store))])
 
@@ -413,10 +418,11 @@ class GPTDataModule(LightningDataModule):
     def _train_on(self, passes: Passes) -> None:
         self._passes = passes
 
-    def _loader(self, dataset: TokenWindows, sampler: WindowSampler, passes: Passes | None = None) -> DataLoader:
+    def _loader(self, dataset: Windows, sampler: WindowSampler, passes: Passes | None = None) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):
             # Lightning puts a sampler of its own into the loader, which knows nothing of lists of indices.
-            return DataLoader(dataset, batch_size=self.batch_size)
+            numbers: Any = range(len(dataset))  # torch takes whatever has a length and items
+            return DataLoader(numbers, batch_size=self.batch_size, collate_fn=dataset.__getitem__)
         pin_memory = self.pin_memory
         if pin_memory is None:
             pin_memory = bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
@@ -425,7 +431,7 @@ class GPTDataModule(LightningDataModule):
         loader.for_one_process = not self.trainer and sampler.num_replicas == 1
         return loader
 
-    def _evaluation_loader(self, dataset: TokenWindows) -> DataLoader:
+    def _evaluation_loader(self, dataset: Windows) -> DataLoader:
         rank, world_size = self._rank_and_world_size
         sampler = WindowSampler(
             len(dataset), self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
@@ -455,11 +461,10 @@ class GPTDataModule(LightningDataModule):
             "order_version": ORDER_VERSION,
             "windows": len(dataset),
             "context_size": self.context_size,
-            "stride": self.stride,
             "seed": self.seed,
             "shuffle": self.shuffle,
             "tokens": self.store.content,
-            "ranges": zlib.crc32(np.array(dataset.ranges).data),
+            **dataset.identity,
         }
         return DataIdentity(values, Skip(self.skip, dataset, sampler), self.continue_with_other_data)
 
@@ -468,13 +473,13 @@ def _looked_up(source: Source) -> Source:
     return source.looked_up() if kind_of(source) == "text" else source
 
 
-def _set_up(dataset: TokenWindows | None) -> TokenWindows:
+def _set_up(dataset: Windows | None) -> Windows:
     if dataset is None:
         raise RuntimeError('the data is not set up yet: call setup("fit") first (the Trainer does it by itself).')
     return dataset
 
 
-def _split_line(dataset: TokenWindows, total: int) -> str:
+def _split_line(dataset: Windows, total: int) -> str:
     return f"{dataset.num_tokens:,} tokens ({dataset.num_tokens / total:.1%}), {len(dataset):,} windows"
 
 

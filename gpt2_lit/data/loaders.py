@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from gpt2_lit.data.order import WindowSampler
 from gpt2_lit.data.passes import Passes
-from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, TokenWindows
+from gpt2_lit.data.windows import Batch, DocumentBatch, GPTDatasetV1, Windows
 from gpt2_lit.errors import InvalidValue, true_or_false, whole_number
 from gpt2_lit.store.workers import inherited, signals_blocked
 from gpt2_lit.text.bpe import gpt2_tokenizer
@@ -98,7 +98,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def batch_loader(
-    windows: TokenWindows, sampler: WindowSampler, num_workers: int = 0, pin_memory: bool = False
+    windows: Windows, sampler: WindowSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> TimedDataLoader:
     """A loader that gives the batches of a sampler, prepared by ``num_workers`` processes."""
     return TimedDataLoader(

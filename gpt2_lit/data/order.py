@@ -21,7 +21,7 @@ BLOCK_WINDOWS = 256
 GROUP_BLOCKS = 64
 _FIRST, _GROUP, _BLOCKS = 1, 2, 3  # what a key is for
 
-Shuffle = Literal["global", "block"] | bool
+Shuffle = Literal["global", "block", "length"] | bool
 
 
 def permute(positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
@@ -70,6 +70,33 @@ def permute_in_blocks(
     return (windows + first) % num_windows
 
 
+def permute_near(
+    positions: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " B"]:
+    """The same for windows in the order of their lengths: a batch has windows of nearly one length.
+
+    Blocks of 8 to 256 neighbours, which begin at another window each epoch, are permuted, and the windows within each.
+
+    Example:
+        >>> permute_near(np.arange(20), num_windows=20, seed=42, epoch=0).tolist()
+        [16, 2, 15, 1, 0, 18, 19, 17, 8, 4, 10, 3, 9, 5, 7, 6, 12, 14, 11, 13]
+    """
+    block = min(max(num_windows // 16, 8), BLOCK_WINDOWS)
+    num_blocks = num_windows // block
+    slots = positions // block
+    blocks = slots.copy()
+    whole = slots < num_blocks  # the rest after the last whole block comes last
+    blocks[whole] = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
+    windows = np.empty_like(positions)
+    for slot in np.unique(slots).tolist():
+        start = slot * block
+        of_slot = slots == slot
+        size = min(block, num_windows - start)
+        windows[of_slot] = _permute(positions[of_slot] - start, size, _keys(seed, epoch, _GROUP, slot))
+    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
+    return (windows + blocks * block + first) % num_windows
+
+
 def positions_of(windows: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
     """The way back from :func:`permute`: at which positions of a shuffled epoch these windows come.
 
@@ -104,6 +131,33 @@ def positions_in_blocks(
         of_group = groups == group
         keys = _keys(seed, epoch, _GROUP, group)
         positions[of_group] = start + _permute(positions[of_group] - start, stop - start, keys, backwards=True)
+    return positions
+
+
+def positions_near(
+    windows: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " B"]:
+    """The way back from :func:`permute_near`.
+
+    Example:
+        >>> positions_near(np.array([16, 2, 13]), num_windows=20, seed=42, epoch=0).tolist()
+        [0, 1, 19]
+    """
+    block = min(max(num_windows // 16, 8), BLOCK_WINDOWS)
+    num_blocks = num_windows // block
+    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
+    positions = (windows - first) % num_windows
+    blocks = positions // block
+    slots = blocks.copy()
+    whole = blocks < num_blocks
+    slots[whole] = _permute(blocks[whole], num_blocks, _keys(seed, epoch, _BLOCKS), backwards=True)
+    for slot in np.unique(slots).tolist():
+        start = slot * block
+        of_slot = slots == slot
+        size = min(block, num_windows - start)
+        keys = _keys(seed, epoch, _GROUP, slot)
+        within = positions[of_slot] - blocks[of_slot] * block
+        positions[of_slot] = start + _permute(within, size, keys, backwards=True)
     return positions
 
 
@@ -169,7 +223,8 @@ class WindowSampler(DistributedSampler):
         num_windows: Windows in the dataset, W.
         batch_size: Windows that one process takes at a time, B.
         seed: Decides the order.
-        shuffle: global (or True), block (see :func:`permute_in_blocks`), or False for reading order.
+        shuffle: global (or True), block (see :func:`permute_in_blocks`), length (see :func:`permute_near`), or False,
+            for the order of the dataset.
         drop_last: Whether to leave out the windows after the last full global batch of an epoch. If not, several
             processes share those of the last two evenly; with too few windows some batches are empty.
         rank: Which of the processes this is, from 0.
@@ -191,8 +246,12 @@ class WindowSampler(DistributedSampler):
         if position and world_size > 1 and not drop_last:
             raise ValueError("several processes that begin within an epoch need drop_last.")
         super().__init__(range(num_windows), world_size, rank, bool(shuffle), seed, drop_last)  # type: ignore[arg-type]
-        self.permute = {False: None, "block": permute_in_blocks}.get(shuffle, permute)
-        self.positions_of = {False: None, "block": positions_in_blocks}.get(shuffle, positions_of)
+        there, back = {
+            False: (None, None),
+            "block": (permute_in_blocks, positions_in_blocks),
+            "length": (permute_near, positions_near),
+        }.get(shuffle, (permute, positions_of))
+        self.permute, self.positions_of = there, back
         self.leave_out(LeftOut())
         self.num_windows = num_windows
         self.batch_size = batch_size

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from gpt2_lit.data.order import LeftOut, Position, WindowSampler
-from gpt2_lit.data.windows import TokenWindows
+from gpt2_lit.data.windows import Windows
 from gpt2_lit.errors import InvalidType, InvalidValue
 
 _ENTRY = re.compile(r"\s*(window|document|step)s?((?:\s+\d+(?:-\d+)?)+)\s*")
@@ -66,7 +66,7 @@ class Skip:
         sampler: The training's, which from now on leaves them out.
     """
 
-    def __init__(self, entries: list[Entry], windows: TokenWindows, sampler: WindowSampler) -> None:
+    def __init__(self, entries: list[Entry], windows: Windows, sampler: WindowSampler) -> None:
         self.entries, self.windows, self.sampler = entries, windows, sampler
         self.stretches: list[Stretches | None] = []
         self.resolve(Position(0, 0), 0)
@@ -110,9 +110,8 @@ class Skip:
         if entry.kind == "window":
             self._check(entry, len(self.windows))
             return np.arange(entry.first, entry.last + 1)
-        store = self.windows.tokens
-        self._check(entry, store.num_documents)
-        return self.windows.with_tokens(store.document(entry.first)[0], store.document(entry.last)[1])
+        self._check(entry, self.windows.num_documents)
+        return self.windows.with_documents(entry.first, entry.last)
 
     def _stretches(self, entry: Entry, position: Position, step: int) -> Stretches:
         if entry.first < step:  # before the resume: counted from the start

@@ -1,8 +1,9 @@
 """token ranges -> windows: cut long token sequences into training examples, computed when they are asked for."""
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from gpt2_lit.errors import InvalidIndex, InvalidType, InvalidValue, whole_numbe
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.tokenizer import Encoder, token_array
 
+IGNORED = -100  # the target of a token that does not count, as F.cross_entropy has it
+
 
 class Batch(NamedTuple):
     """Windows of tokens and, for each token, the one that follows: ``input_ids, target_ids = batch``.
 
-    Both are contiguous int64 tensors of shape (B, T), or (T,) for a single window.
+    Both are contiguous int64 tensors of shape (B, T), or (T,) for a single window. A target of -100 does not count: of
+    padding, or of a prompt.
     """
 
     input_ids: Int64[Tensor, "*B T"]
@@ -35,7 +39,48 @@ class DocumentBatch(NamedTuple):
     document_ids: Int64[Tensor, "*B T"]  # 0 for the first document of the window, 1 for the second
 
 
-class TokenWindows(Dataset[Batch | DocumentBatch]):
+class Windows(Dataset[Batch | DocumentBatch]):
+    """Training examples, computed when asked for: ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch."""
+
+    context_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the windows are made of."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells which windows they are, in plain numbers and strings, beside their number, size and tokens."""
+        raise NotImplementedError
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the source, as far as it is known where they end."""
+        raise NotImplementedError
+
+    def with_documents(self, first: int, last: int) -> Int64[np.ndarray, " _"]:
+        """The windows that have a token of documents ``first`` to ``last``, as input or target."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _checked(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> np.ndarray:
+        """The windows that an index names, from 0."""
+        windows, num_windows = np.asarray(index), len(self)
+        if not windows.size:
+            return windows.astype(np.int64)
+        if windows.dtype.kind not in "iu":
+            raise InvalidType(f"a window is named by a whole number, got {index!r}.")
+        lowest = windows.min()
+        if not -num_windows <= lowest <= windows.max() < num_windows:
+            raise InvalidIndex(f"there is no window {index}: the dataset has {num_windows}, from 0.")
+        windows = windows.astype(np.int64, copy=False)  # smaller types do not hold the positions of tokens
+        return np.where(windows < 0, windows + num_windows, windows) if lowest < 0 else windows
+
+
+class TokenWindows(Windows):
     """Every window of ``context_size`` tokens, one each ``stride`` tokens, computed when asked for.
 
     A target is its input moved one token on. ``windows[3]`` is one window, ``windows[[3, 1, 4]]`` a batch.
@@ -76,6 +121,17 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
         """Tokens in the ranges, including those after the last full window."""
         return sum(r.num_tokens for r in self.ranges)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"stride": self.stride, "ranges": zlib.crc32(np.array(self.ranges).data)}
+
+    @property
+    def num_documents(self) -> int:
+        return self.tokens.num_documents
+
+    def with_documents(self, first: int, last: int) -> Int64[np.ndarray, " _"]:
+        return self.with_tokens(self.tokens.document(first)[0], self.tokens.document(last)[1])
+
     def check_not_empty(self, name: str) -> None:
         """Raise an InvalidValue if the tokens, called by ``name``, have no window."""
         if not len(self):
@@ -112,19 +168,6 @@ class TokenWindows(Dataset[Batch | DocumentBatch]):
         last = -((self._piece_starts - stop) // self.stride)
         ranges = zip(self._windows_before, np.clip(first, 0, sizes), np.clip(last, 0, sizes), strict=False)
         return np.concatenate([np.empty(0, np.int64), *(before + np.arange(low, high) for before, low, high in ranges)])
-
-    def _checked(self, index: SupportsIndex | Sequence[int] | np.ndarray) -> np.ndarray:
-        """The windows that an index names, from 0."""
-        windows, num_windows = np.asarray(index), len(self)
-        if not windows.size:
-            return windows.astype(np.int64)
-        if windows.dtype.kind not in "iu":
-            raise InvalidType(f"a window is named by a whole number, got {index!r}.")
-        lowest = windows.min()
-        if not -num_windows <= lowest <= windows.max() < num_windows:
-            raise InvalidIndex(f"there is no window {index}: the dataset has {num_windows}, from 0.")
-        windows = windows.astype(np.int64, copy=False)  # smaller types do not hold the positions of tokens
-        return np.where(windows < 0, windows + num_windows, windows) if lowest < 0 else windows
 
     def _starts(self, windows: np.ndarray) -> np.ndarray:
         """The position of the first token of each window."""

@@ -173,7 +173,9 @@ class EmbeddingModule(nn.Module):
         """For each vector, the logits of the next token: its products with the vectors of all tokens."""
         return F.linear(hidden, self.token_embedding.weight)[..., : self.vocab_size]
 
-    def next_token_loss(self, hidden: Float[Tensor, "*B T D"], target_ids: Shaped[Tensor, "..."]) -> Float[Tensor, ""]:
+    def next_token_loss(
+        self, hidden: Float[Tensor, "*B T D"], target_ids: Shaped[Tensor, "..."], ignore_index: int = -100
+    ) -> Float[Tensor, ""]:
         """The mean cross-entropy of the next tokens, in nats, without holding all logits at a time.
 
         It is ``F.cross_entropy(logits(hidden).flatten(0, 1), target_ids.flatten())``, which takes 5 GB for 8 x 1024
@@ -182,21 +184,27 @@ class EmbeddingModule(nn.Module):
         Args:
             hidden: What came out of the model, shape (B, T, D) or (T, D).
             target_ids: The tokens that came next; int64 or int32, shape (B, T) or (T,).
+            ignore_index: Targets of this value are left out of the mean: padding, and the prompts of instructions.
+                Without any other the loss is 0, with gradients of 0.
         """
-        self._check_targets(hidden, target_ids)
-        table = self.token_embedding.weight
-        summed = summed_cross_entropy(hidden.flatten(0, -2), table, target_ids.flatten().long(), self.vocab_size)
-        return summed / target_ids.numel()
-
-    def _check_targets(self, hidden: Tensor, target_ids: Tensor) -> None:
         _check_type("target_ids", target_ids)
+        is_kept = (target_ids != ignore_index).flatten()
+        targets = target_ids.flatten().long().masked_fill(~is_kept, 0)
+        self._check_targets(hidden, target_ids, targets)
+        hidden, num_kept = hidden.flatten(0, -2), is_kept.sum().clamp(min=1)
+        # Not on a GPU, which would have to be waited for, and where sizes are to stay the same.
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not is_kept.all():
+            hidden, targets, is_kept = hidden[is_kept], targets[is_kept], is_kept[is_kept]
+        return summed_cross_entropy(hidden, self.token_embedding.weight, targets, is_kept, self.vocab_size) / num_kept
+
+    def _check_targets(self, hidden: Tensor, target_ids: Tensor, targets: Tensor) -> None:
         if target_ids.shape != hidden.shape[:-1]:
             raise InvalidValue(
                 f"target_ids must have the shape of hidden without its last dimension, {tuple(hidden.shape[:-1])}, "
                 f"got {tuple(target_ids.shape)}."
             )
         if not torch.compiler.is_compiling():
-            _check_range("target_ids", target_ids, "vocab_size", self.vocab_size)
+            _check_range("target_ids", targets, "vocab_size", self.vocab_size)
 
     def _check_shapes(self, input_ids: Tensor, start_position: int, position_ids: Tensor | None) -> None:
         _check_type("input_ids", input_ids)

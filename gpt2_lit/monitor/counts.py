@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from gpt2_lit.data.windows import Batch, TokenWindows
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch, Windows
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def spread(num_things: int, at_most: int) -> list[int]:
     return np.linspace(0, num_things - 1, min(num_things, at_most)).round().astype(int).tolist()
 
 
-def sample(windows: Any) -> Iterator[Batch]:
+def sample(windows: Any) -> Iterator[Batch | DocumentBatch]:
     """All windows of a split, in runs of neighbours; of a large one 512 runs of 16,384 tokens, evenly spaced."""
     run = max(RUN_TOKENS // max(windows[[0]].input_ids.numel(), 1), 1)
     starts: Iterable[int] = range(0, len(windows), run)
@@ -47,10 +47,15 @@ def token_counts(
     """
     counts = np.zeros(vocab_size, np.int64)
     for batch in sample(windows):
-        counts += np.bincount(
-            checked(getattr(batch, part).numpy(), vocab_size, tokenizer).ravel(), minlength=vocab_size
-        )
+        counts += np.bincount(checked(_ids_of(batch, part), vocab_size, tokenizer), minlength=vocab_size)
     return counts
+
+
+def _ids_of(batch: Batch | DocumentBatch, part: str) -> Int64[np.ndarray, " _"]:
+    """Inputs without padding, which is what comes after the last target that counts; or targets that count."""
+    is_kept = batch.target_ids != IGNORED
+    is_text = is_kept if part == "target_ids" else is_kept.flip(-1).cumsum(-1).flip(-1) > 0
+    return getattr(batch, part)[is_text].numpy()
 
 
 def checked(ids: Integer[np.ndarray, "..."], vocab_size: int, tokenizer: str = "") -> Integer[np.ndarray, "..."]:
@@ -94,14 +99,14 @@ def bytes_per_target(data: Any, split: str) -> float | None:
     None where the data has no such split, or a tokenizer that does not know its text.
     """
     windows, tokenizer = getattr(data, f"{split}_dataset", None), getattr(data, "tokenizer", None)
-    if not isinstance(windows, TokenWindows) or not isinstance(tokenizer, Tokenizer) or tokenizer.end_of_text < 0:
+    if not isinstance(windows, Windows) or not isinstance(tokenizer, Tokenizer) or tokenizer.end_of_text < 0:
         return None
     num_tokens = num_bytes = 0
     for batch in sample(windows):
-        targets = batch.target_ids.numpy().ravel()
+        targets = _ids_of(batch, "target_ids")
         num_tokens += len(targets)
         num_bytes += len(tokenizer.decode_bytes(targets[targets != tokenizer.end_of_text]))
-    return num_bytes / num_tokens
+    return num_bytes / num_tokens if num_tokens else None
 
 
 def visible(text: str) -> str:
@@ -143,12 +148,15 @@ def windows_as_text(corpus: Corpus) -> str:
     inputs, targets = corpus.windows[rows][:2]
     parts = [
         f"{len(rows)} of {len(corpus.windows):,} training windows, the first {min(inputs.shape[1], SHOWN_TOKENS)} of "
-        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target. A dot is a space."
+        f"{inputs.shape[1]:,} tokens of each. Below each token stands its target, if it counts. A dot is a space."
     ]
     for row, input_ids, target_ids in zip(rows, inputs.tolist(), targets.tolist(), strict=True):
         lines, above, below = [], "", ""
         for input_id, target_id in list(zip(input_ids, target_ids, strict=True))[:SHOWN_TOKENS]:
-            pair = [token_label(corpus.decode, token_id) for token_id in (input_id, target_id)]
+            pair = [
+                "" if token_id == IGNORED else token_label(corpus.decode, token_id)
+                for token_id in (input_id, target_id)
+            ]
             width = max(map(len, pair)) + 2
             if len(above) + width > 110:
                 lines += [f"    input   {above}", f"    target  {below}", "    "]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from gpt2_lit.data.windows import Batch, DocumentBatch
+from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import embedding_norms
 from gpt2_lit.errors import InvalidValue, NotPermitted
@@ -134,6 +134,7 @@ class EmbeddingStub(LightningModule):
         vectors = self.embedding(input_ids, position_ids=position_ids)
         hidden = self._hidden(vectors, batch)
         loss = self.embedding.next_token_loss(hidden, target_ids)
+        loss = loss * share_of_targets(self.trainer, target_ids)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if logs_this_step(self.trainer):
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -239,10 +240,8 @@ class EmbeddingStub(LightningModule):
     def _evaluate(self, batch: Batch | DocumentBatch, metrics: MetricCollection) -> None:
         input_ids, target_ids, position_ids = _parts(batch)
         hidden = self._hidden(self.embedding(input_ids, position_ids=position_ids), batch)
-        # With fewer windows than processes some get an empty batch, whose mean loss would be NaN.
-        loss = self.embedding.next_token_loss(hidden, target_ids) if len(target_ids) else hidden.sum()
-        # The mean weighs each batch by its tokens: not all have as many.
-        metrics.update(loss, weight=target_ids.numel())
+        # The mean weighs each batch by its targets: not all have as many, and with few windows some processes get none.
+        metrics.update(self.embedding.next_token_loss(hidden, target_ids), weight=num_kept(target_ids))
         self.log_dict(metrics, prog_bar=True)
 
 
@@ -270,6 +269,20 @@ def _documents_for(backbone: nn.Module, batch: Sequence[Tensor]) -> dict[str, Te
     return {name: ids for name, ids in documents.items() if name in arguments}
 
 
+def num_kept(target_ids: Int64[Tensor, "*B T"]) -> Int64[Tensor, ""]:
+    """How many targets count in the loss."""
+    return (target_ids != IGNORED).sum()
+
+
+def share_of_targets(trainer: Trainer, target_ids: Int64[Tensor, "*B T"]) -> Float[Tensor, ""] | float:
+    """A factor for each process's mean loss: the mean over processes is then that over all their targets."""
+    if trainer.world_size == 1:
+        return 1.0
+    kept = num_kept(target_ids)
+    of_all = trainer.strategy.all_gather(kept).sum()
+    return trainer.world_size * kept / of_all.clamp(min=1)
+
+
 def _wrong_shape(backbone: nn.Module, vectors: Tensor, hidden: Any) -> InvalidValue:
     found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
     return InvalidValue(
@@ -286,10 +299,11 @@ def _clip_mixed(plugin: MixedPrecision, optimizer: Any, clip_val: float, algorit
 
 
 class Throughput(Callback):
-    """Logs the tokens of all processes, so far and per second of training, and the share of time waiting for data."""
+    """Logs the targets of all processes, so far and per second of training, and the share of time waiting for data."""
 
     def __init__(self) -> None:
-        self.num_tokens = 0
+        self.num_tokens = 0  # that were targets, of all processes, up to the last time that they were counted
+        self._uncounted: Tensor | None = None  # this process's since then, on its device: none is waited for
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_tokens": self.num_tokens}
@@ -299,15 +313,18 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
+        self._uncounted = torch.zeros((), dtype=torch.int64, device=pl_module.device)
         self._begin(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch | DocumentBatch, batch_idx: int
     ) -> None:
-        self.num_tokens += batch[0].numel() * trainer.world_size
+        assert self._uncounted is not None, "the training has begun"
+        self._uncounted += num_kept(batch[1])
         step_is_done, self._step = trainer.global_step > self._step, trainer.global_step
         if not step_is_done or not logs_this_step(trainer):
             return
+        self.count(trainer)
         pl_module.log("train/tokens_seen", float(self.num_tokens))
         seconds = time.perf_counter() - self._begun
         pl_module.log("throughput/tokens_per_second", (self.num_tokens - self._tokens_before) / seconds, prog_bar=True)
@@ -316,6 +333,15 @@ class Throughput(Callback):
             fraction = min((waited - self._waited_before) / seconds, 1.0)
             pl_module.log("throughput/data_wait_fraction", fraction, prog_bar=True)
         self._begin(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count(trainer)
+
+    def count(self, trainer: Trainer) -> None:
+        """Bring ``num_tokens`` up to date: a collective operation."""
+        if self._uncounted is not None:
+            self.num_tokens += int(trainer.strategy.reduce(self._uncounted.clone(), reduce_op="sum"))
+            self._uncounted.zero_()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._paused = time.perf_counter()

@@ -15,6 +15,7 @@ from gpt2_lit.store.store_writer import StoreWriter
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.files import SourceFile, open_file
 from gpt2_lit.text.readers import Span, TextOptions, document_spans, format_of
+from gpt2_lit.text.templates import RecordOptions
 from gpt2_lit.text.tokenizer import Tokenizer
 
 
@@ -103,7 +104,8 @@ class Origins:
     @property
     def _options(self) -> TextOptions:
         assert self.store.manifest, "only prepared stores have options"
-        return TextOptions(**self.store.manifest.options)
+        options = TextOptions(**self.store.manifest.options)
+        return options._replace(records=RecordOptions(*options.records) if options.records else None)
 
     @cached_property
     def _plans(self) -> dict[int, ShardPlan]:

@@ -51,7 +51,7 @@ def recorded(options: Any) -> dict[str, Any]:
     """
     values = options._asdict()
     return {
-        name: value
+        name: [*value] if isinstance(value, tuple) else value  # as JSON gives it back
         for number, (name, value) in enumerate(values.items())
         if number < 2 or (name != "max_unpacked" and value != options._field_defaults[name])
     }
@@ -102,8 +102,11 @@ def plan_shards(files: Sequence[SourceFile], recipe: Recipe, shard_bytes: int = 
     """
     groups: list[list[Part]] = []
     open_bytes: float = float("inf")  # of the group that may still grow
+    options, cut_before = recipe.options, recipe.tokenizer.cut_before
     for file in files:
-        if file.size > shard_bytes and can_be_cut(file, recipe.tokenizer.cut_before, recipe.options.document_separator):
+        if file.size > shard_bytes and can_be_cut(
+            file, cut_before, options.document_separator, holds_records=options.records is not None
+        ):
             starts = range(0, file.size, shard_bytes)
             groups += [[Part(file, start, min(start + shard_bytes, file.size))] for start in starts]
             open_bytes = float("inf")

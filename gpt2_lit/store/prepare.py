@@ -87,9 +87,10 @@ def tell_kept_ends(recipe: Recipe, count: int) -> None:
     """Warn that the texts hold so many times what ends a document elsewhere."""
     if count:
         name = recipe.tokenizer.end_of_text_name
+        way_out = f"--data.document_separator '{name}' makes documents of what stands between."
         _LOG.warning(
-            f"{count:,} times {name} in the texts is kept as text and ends no document; "
-            f"--data.document_separator '{name}' makes documents of what stands between."
+            f"{count:,} times {name} in the texts is kept as text and ends no document"
+            + (f"; {way_out}" if recipe.options.records is None else ".")
         )
 
 

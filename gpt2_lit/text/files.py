@@ -11,6 +11,7 @@ from gpt2_lit.errors import FileError, InvalidValue, MissingFile, NotPermitted
 from gpt2_lit.text.web import content_stamp, look, open_url
 
 SHIPPED_TEXT = Path(__file__).parents[1] / "assets" / "tale.txt"
+SHIPPED_INSTRUCTIONS = SHIPPED_TEXT.with_name("instructions.json")
 
 _BUFFER = 1 << 17  # bytes read at a time from a file elsewhere
 

@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from logging import getLogger
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from gpt2_lit.errors import InvalidType, InvalidValue, UserError, real_number, shown, true_or_false
 from gpt2_lit.text.arrow import CheckedStream
 from gpt2_lit.text.files import SourceFile, check_unchanged, is_http, is_url, open_file, unreadable
+from gpt2_lit.text.templates import IncompleteRecord, RecordOptions, field_names, texts_of
 
 _LOG = getLogger(__name__)
+_T = TypeVar("_T")
 _PIECE = 1 << 17  # bytes read, and characters handed on, at a time: more than fits into fast memory takes twice as long
 _LONGEST = 1 << 26  # bytes that are kept in memory in search of a position to cut
 _END = sys.maxsize  # of a file, wherever it is
@@ -58,12 +60,13 @@ _GUTENBERG_END = (
 
 
 class TextOptions(NamedTuple):
-    """How files are to be read, as the options of GPTDataModule say; all but the last identify the tokens."""
+    """How files are to be read, as the options of GPTDataModule say; all but max_unpacked identify the tokens."""
 
     text_field: str = "text"
     strip_gutenberg: bool = False
     document_separator: str | None = None
     max_unpacked: float | None = None  # GB
+    records: RecordOptions | None = None  # how records become prompts and responses; None: files hold texts
 
     def checked(self) -> "TextOptions":
         """The same in plain values; an error if one does not work."""
@@ -87,12 +90,15 @@ class Piece(NamedTuple):
     ends_document: bool  # the document ends after this piece
 
 
+TakeTexts = Callable[[Any], list[str]]  # of a record
+
+
 class Span(NamedTuple):
     """Where a document stands in its file."""
 
     start: int
     stop: int
-    unit: Literal["byte", "unpacked byte", "row", "id"] = "byte"
+    unit: Literal["byte", "unpacked byte", "row", "record", "id"] = "byte"
 
     def __str__(self) -> str:
         if self.stop == self.start + 1:
@@ -106,6 +112,7 @@ class Format(NamedTuple):
     extension: str
     kind: str
     documents: "Callable[[SourceFile, TextOptions, int, int], Iterator[str]] | None" = None  # None: the file is one
+    records: "Callable[[SourceFile, TextOptions, int, int, TakeTexts], Iterator[list[str]]] | None" = None
     cut: Literal["within documents", "between documents", ""] = ""  # where ranges of a file may begin
     may_be_compressed: bool = True
     in_directories: bool = True  # False: read only if it is named, as such files beside texts often describe them
@@ -143,11 +150,13 @@ def extensions(path: str) -> tuple[str, str]:
     return os.path.splitext(rest)[1], extension
 
 
-def can_be_cut(file: SourceFile, cut_before: str = " \r\n", separator: str | None = None) -> bool:
+def can_be_cut(
+    file: SourceFile, cut_before: str = " \r\n", separator: str | None = None, holds_records: bool = False
+) -> bool:
     """Whether ranges of a file can be read by themselves, for a tokenizer with this ``cut_before``."""
-    if not file.serves_ranges or compression_of(file.path):
-        return False
     form = format_of(file.path)
+    if not file.serves_ranges or compression_of(file.path) or (holds_records and form.extension == ".json"):
+        return False
     if form.cut == "within documents" and separator:
         return not may_overlap_itself(separator)
     return form.cut == "between documents" or (form.cut == "within documents" and cut_before != "")
@@ -160,6 +169,8 @@ def read_pieces(
 
     A text file is one document, a line of JSON and a row of a table one each; empty ones give no piece. Ranges that
     tile a file give the documents of the whole (docs/store.md); if it cannot be cut, the range from 0 gives everything.
+    With ``options.records`` the documents of a record are its prompt and its response, in a conversation several of
+    each, and an empty one after them; a record that is skipped is the last alone.
 
     Raises:
         InvalidValue: If the content is not what the extension says, is not UTF-8, lacks the field, or cannot be cut.
@@ -171,7 +182,13 @@ def read_pieces(
     form = format_of(file.path)
     documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
-        if documents is None:
+        if options.records:
+            take = partial(record_texts, options=options.records, cut_before=cut_before)
+            if form.records is None:
+                raise _without_records(file)
+            for texts in form.records(file, options, start, stop, take):
+                yield from (Piece(text, True) for text in texts)
+        elif documents is None:
             yield from _texts(file, options, _gaps(cut_before), start, stop)
         else:
             for text in documents(file, options, start, stop):
@@ -199,24 +216,36 @@ def document_spans(
     if form.documents is None:
         yield from _text_spans(file, options, start, stop, cut_before, unit)
         return
-    if form.kind == "jsonl":
+    if form.kind == "jsonl" and not (options.records and _is_array(next(_blocks(file), b""))):
         spans = (
             span
             for position, data, _ in _byte_pieces(file, options, _LINES, start, stop)
             for span in _parts(data, b"\n", position, unit)
         )
     else:
-        row = sum(1 for _ in form.documents(file, options, 0, start)) if start else 0
-        spans = (Span(number, number + 1, "row") for number in itertools.count(row))
-    for span, text in zip(spans, form.documents(file, options, start, stop), strict=False):
-        ends = sum(piece.ends_document for piece in pieces_of_text(text, options, cut_before))
-        yield from itertools.repeat(span, ends)
+        row = sum(1 for _ in _document_counts(file, options, 0, start, cut_before)) if start else 0
+        what: Any = "record" if form.kind == "jsonl" else "row"
+        spans = (Span(number, number + 1, what) for number in itertools.count(row))
+    for span, count in zip(spans, _document_counts(file, options, start, stop, cut_before), strict=False):
+        yield from itertools.repeat(span, count)
+
+
+def _document_counts(file: SourceFile, options: TextOptions, start: int, stop: int, cut_before: str) -> Iterator[int]:
+    """How many documents each line, row or record of a range gives."""
+    form = format_of(file.path)
+    if options.records:
+        assert form.records, "they were read"
+        take = partial(record_texts, options=options.records, cut_before=cut_before)
+        return map(len, form.records(file, options, start, stop, take))
+    assert form.documents, "it is not plain text"
+    texts = form.documents(file, options, start, stop)
+    return (sum(piece.ends_document for piece in pieces_of_text(text, options, cut_before)) for text in texts)
 
 
 def _range(file: SourceFile, options: TextOptions, start: int, stop: int | None) -> tuple[int, int]:
     """The range to read; of a file that cannot be cut all of it, or nothing."""
     stop = _END if stop is None else stop
-    if can_be_cut(file, separator=options.document_separator):
+    if can_be_cut(file, separator=options.document_separator, holds_records=options.records is not None):
         return start, stop
     return (0, _END) if start == 0 < stop else (0, 0)
 
@@ -248,7 +277,13 @@ def _parts(data: bytearray, separator: bytes, position: int, unit: Any, strip: b
 
 
 def pieces_of_text(text: str, options: TextOptions, cut_before: str = " \r\n") -> Iterator[Piece]:
-    """The same for a text in memory: one document, or what its separators make of it."""
+    """The same for a text in memory: one document, or what its separators make of it; or a record, as JSON."""
+    if options.records:
+        try:
+            yield from (Piece(part, True) for part in record_texts(json.loads(text), options.records, cut_before))
+        except IncompleteRecord as error:
+            raise InvalidValue(f"a record in memory: {error}") from None
+        return
     for document in _separated(text, options.document_separator):
         yield from _document_pieces(document, options, cut_before or " \r\n")
 
@@ -261,6 +296,21 @@ def whole_documents(pieces: Iterable[Piece]) -> Iterator[Piece]:
         if ends_document:
             yield Piece("".join(texts), True)
             texts.clear()
+
+
+def record_texts(record: Any, options: RecordOptions, cut_before: str) -> list[str]:
+    """The texts of a record, and the empty one that ends it; of an incomplete one that is skipped only that."""
+    try:
+        return [*texts_of(record, options, cut_before or " \r\n"), ""]
+    except IncompleteRecord:
+        if options.incomplete == "refuse":
+            raise
+        return [""]
+
+
+def _without_records(file: SourceFile) -> InvalidValue:
+    extensions = ", ".join(form.extension for form in FORMATS.values() if form.records)
+    return InvalidValue(f"{file.path} has no records: instructions are read from {extensions}. Give such a file.")
 
 
 def no_text_error(files: Sequence[SourceFile]) -> InvalidValue:
@@ -508,18 +558,56 @@ def _separated(text: str, separator: str | None) -> Iterator[str]:
 
 
 def _jsonl_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    return _json_lines(file, options, start, stop, partial(_text_field, options.text_field))
+
+
+def _json_lines(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: Callable[[dict[str, Any]], _T]
+) -> Iterator[_T]:
+    """What is taken of the object in each line."""
     for position, data, _ in _byte_pieces(file, options, _LINES, start, stop):
         for index, line in enumerate(_decoded(file, position, data).split("\n")):
             if line and not line.isspace():
                 try:
-                    text = _text_field(line, options.text_field)
+                    taken = take(_json_object(line, options))
                 except (ValueError, RecursionError) as error:
                     line_number = _line_number(file, position) + index
                     raise InvalidValue(f"{file.path}, line {line_number}: {error}") from None
-                yield text
+                yield taken
 
 
-def _text_field(line: str, field: str) -> str:
+def _json_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    """The records of a JSON array, which is read whole; a file of anything else is lines of JSON."""
+    blocks = _blocks(file, most=_most_bytes(file, options))
+    beginning = next(blocks, b"")
+    if not _is_array(beginning):
+        yield from _json_lines(file, options, start, stop, take)
+        return
+    try:
+        records = json.loads(_decoded(file, 0, bytearray(b"".join((beginning, *blocks)))))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, UserError) else InvalidValue(f"{file.path} is not JSON: {error}.") from None
+    yield from _numbered_records(file, "record", records, take)
+
+
+def _is_array(beginning: bytes) -> bool:
+    return beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _numbered_records(
+    file: SourceFile, what: str, records: Iterable[Any], take: TakeTexts, first: int = 0
+) -> Iterator[list[str]]:
+    for number, record in enumerate(records, first):
+        try:
+            texts = take(record)
+        except ValueError as error:
+            raise InvalidValue(f"{file.path}, {what} {number} (counted from 0): {error}") from None
+        yield texts
+
+
+def _json_object(line: str, options: TextOptions) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -529,9 +617,14 @@ def _text_field(line: str, field: str) -> str:
         ) from None
     if not isinstance(value, dict):
         make = " Make lines of the list: jq -c '.[]'" if isinstance(value, list) else ""
+        example = "instruction" if options.records else options.text_field
         raise InvalidValue(
-            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{field!r}: ...}}.{make}"
+            f"this is a JSON {_json_type(value)}. Each line must be an object, like {{{example!r}: ...}}.{make}"
         )
+    return value
+
+
+def _text_field(field: str, value: dict[str, Any]) -> str:
     if field not in value:
         raise InvalidValue(f"the object has no field {field!r}. {_names(field, value)}")
     if not isinstance(value[field], str):
@@ -776,6 +869,23 @@ def _csv_column(header: Sequence[str], field: str) -> int:
 
 
 def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    with _open_parquet(file) as table:
+        _check_column(file, options, table.schema_arrow)
+        for row, batches in _row_groups(file, options, table, [options.text_field], start, stop):
+            yield from _column_documents(file, options, row, batches)
+
+
+def _parquet_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    with _open_parquet(file) as table:
+        names = _record_columns(file, options, table.schema_arrow.names)
+        for row, batches in _row_groups(file, options, table, names, start, stop):
+            yield from _row_records(file, options, row, batches, take)
+
+
+@contextmanager
+def _open_parquet(file: SourceFile) -> Iterator[Any]:
     from pyarrow import parquet
 
     if not file.serves_ranges:
@@ -791,23 +901,31 @@ def _parquet_documents(file: SourceFile, options: TextOptions, start: int, stop:
             pre_buffer=False,
         ) as table,
     ):
-        _check_column(file, options, table.schema_arrow)
-        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-        begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
-        columns = [_column_chunk(group, options.text_field) for group in groups]
-        _check_size(file, sum(column.total_uncompressed_size for column in columns), _most_bytes(file, options))
-        row = 0
-        for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
-            if start <= begin < stop:
-                rows = _rows_at_a_time(columns[index])
-                batches = table.iter_batches(rows, row_groups=[index], columns=[options.text_field], use_threads=False)
-                yield from _column_documents(file, options, row, batches)
-            row += group.num_rows
+        yield table
 
 
-def _column_chunk(group: Any, name: str) -> Any:
+def _row_groups(
+    file: SourceFile, options: TextOptions, table: Any, names: list[str], start: int, stop: int
+) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Of each row group that begins in a range the number of its first row, and these columns of it in batches."""
+    groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+    begins = itertools.accumulate((group.column(0).data_page_offset for group in groups), max)
+    columns = [_column_chunks(group, names) for group in groups]
+    unpacked = sum(column.total_uncompressed_size for of_group in columns for column in of_group)
+    _check_size(file, unpacked, _most_bytes(file, options))
+    row = 0
+    for index, (group, begin) in enumerate(zip(groups, begins, strict=True)):
+        if start <= begin < stop:
+            rows = min(map(_rows_at_a_time, columns[index]))
+            yield row, table.iter_batches(rows, row_groups=[index], columns=names, use_threads=False)
+        row += group.num_rows
+
+
+def _column_chunks(group: Any, names: list[str]) -> list[Any]:
+    """Those of these columns, and those within them."""
     columns = (group.column(index) for index in range(group.num_columns))
-    return next(column for column in columns if column.path_in_schema == name)
+    within = tuple(f"{name}." for name in names)
+    return [column for column in columns if f"{column.path_in_schema}.".startswith(within)]
 
 
 def _rows_at_a_time(column: Any) -> int:
@@ -819,6 +937,21 @@ def _rows_at_a_time(column: Any) -> int:
 
 
 def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: int) -> Iterator[str]:
+    with _open_arrow(file, options) as batches:
+        _check_column(file, options, batches.schema)
+        yield from _column_documents(file, options, 0, batches)
+
+
+def _arrow_records(
+    file: SourceFile, options: TextOptions, start: int, stop: int, take: TakeTexts
+) -> Iterator[list[str]]:
+    with _open_arrow(file, options) as batches:
+        names = _record_columns(file, options, batches.schema.names)
+        yield from _row_records(file, options, 0, (batch.select(names) for batch in batches), take)
+
+
+@contextmanager
+def _open_arrow(file: SourceFile, options: TextOptions) -> Iterator[Any]:
     from pyarrow import ipc
 
     check = partial(_check_size, file, most=_most_bytes(file, options))
@@ -828,9 +961,32 @@ def _arrow_documents(file: SourceFile, options: TextOptions, start: int, stop: i
             stream.read(2)
         else:
             stream.seek(0)
-        batches = ipc.open_stream(io.BufferedReader(CheckedStream(stream, check), _PIECE))
-        _check_column(file, options, batches.schema)
-        yield from _column_documents(file, options, 0, batches)
+        yield ipc.open_stream(io.BufferedReader(CheckedStream(stream, check), _PIECE))
+
+
+def _record_columns(file: SourceFile, options: TextOptions, columns: list[str]) -> list[str]:
+    """The columns that a template needs, of which a file must have one."""
+    assert options.records
+    wanted = field_names(options.records)
+    if not (found := [name for name in columns if name in wanted]):
+        raise InvalidValue(
+            f"{file.path} has none of the columns {', '.join(wanted)}. It has: {', '.join(map(shown, columns[:10]))}. "
+            "Set data.instruction_field and data.output_field, or data.messages_field."
+        )
+    return found
+
+
+def _row_records(
+    file: SourceFile, options: TextOptions, row: int, batches: Iterable[Any], take: TakeTexts
+) -> Iterator[list[str]]:
+    num_bytes, most = 0, _most_bytes(file, options)
+    for batch in batches:
+        for start in range(0, len(batch), _ROWS):
+            for texts in _numbered_records(file, "row", batch.slice(start, _ROWS).to_pylist(), take, row + start):
+                num_bytes += sum(map(len, texts))
+                _check_size(file, num_bytes, most)
+                yield texts
+        row += len(batch)
 
 
 @contextmanager
@@ -897,20 +1053,29 @@ FORMATS = {
     for form in (
         Format(".txt", "text", cut="within documents"),
         Format(".md", "text", cut="within documents"),
-        Format(".jsonl", "jsonl", _jsonl_documents, cut="between documents"),
-        Format(".ndjson", "jsonl", _jsonl_documents, cut="between documents"),
+        Format(".jsonl", "jsonl", _jsonl_documents, _json_lines, cut="between documents"),
+        Format(".ndjson", "jsonl", _jsonl_documents, _json_lines, cut="between documents"),
         # C4 calls its lines of JSON .json.gz.
-        Format(".json", "jsonl", _jsonl_documents, cut="between documents", in_directories=False),
+        Format(".json", "jsonl", _jsonl_documents, _json_records, cut="between documents", in_directories=False),
         Format(".csv", "csv", _csv_documents, in_directories=False),
         Format(
             ".parquet",
             "parquet",
             _parquet_documents,
+            _parquet_records,
             cut="between documents",
             may_be_compressed=False,
             package="pyarrow",
             extra="parquet",
         ),
-        Format(".arrow", "arrow", _arrow_documents, may_be_compressed=False, package="pyarrow", extra="parquet"),
+        Format(
+            ".arrow",
+            "arrow",
+            _arrow_documents,
+            _arrow_records,
+            may_be_compressed=False,
+            package="pyarrow",
+            extra="parquet",
+        ),
     )
 }
