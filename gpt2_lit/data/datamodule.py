@@ -22,6 +22,7 @@ from gpt2_lit.data.windows import TokenWindows, Windows
 from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
+from gpt2_lit.store.raw_ids import check_dtype
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
@@ -139,6 +140,7 @@ class GPTDataModule(LightningDataModule):
         self.continue_with_other_data = true_or_false("continue_with_other_data", continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.skip = parse_skip(skip)
+        check_dtype(token_dtype)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
