@@ -391,7 +391,7 @@ WRONG_SETTINGS = """
 import sys
 from pathlib import Path
 import numpy as np
-from gpt2_lit import EmbeddingModule, GPTDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit import EmbeddingModule, GPTDataModule, InstructionDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.errors import UserError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
@@ -416,7 +416,10 @@ wrong = [
     (dataset, {"txt": (b"a", None, ["a"]), "tokenizer": (None, "gpt2", 5, len), "stride": (1.0, None)}),
     (module, dict.fromkeys(("vocab_size", "embed_dim", "context_size"), (8.0, "8", None, 0))),
     (module, {"dropout": no_number, "init": (None, "nope")}),
-    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1")}),
+    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1"), "recipe": ("gpt2", 5)}),
+    (GPTDataModule, {"token_dtype": ("float32", None, 16), "skip": (5, b"step 1", "step")}),
+    (module(), {"input_ids": ([[1, 2]], None, np.array([1]))}),
+    (InstructionDataModule, {"template": (3, None, "llama"), "packing": no_switch, "too_long": (None, True)}),
     (Recipe, {"sha256": ("false", None)}),
 ]
 for of, arguments in wrong:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import profile
 
 from gpt2_lit import EmbeddingModule
-from gpt2_lit.embedding.embedding import _check_settings, _check_type
+from gpt2_lit.embedding.embedding import _check_settings
 
 IDS = torch.tensor([[1, 2, 3], [3, 2, 9]])
 
@@ -144,11 +144,6 @@ def test_a_setting_out_of_its_range_is_an_error_with_the_limits(options, message
 def test_ids_that_do_not_fit_are_an_error_with_the_limits(ids, start, error, message):
     with pytest.raises(error, match=message):
         small()(ids, start)
-
-
-def test_ids_in_a_list_are_an_error_with_the_way_out():
-    with pytest.raises(TypeError, match="input_ids must be a tensor of ids, got a list. Make one by torch.tensor"):
-        _check_type("input_ids", [[1, 2]])  # before it the tests' own check of annotations would speak
 
 
 @pytest.mark.parametrize("shape", ["of the batch", "of one window"])

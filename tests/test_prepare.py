@@ -830,8 +830,3 @@ def test_a_bar_is_shown_only_where_it_is_asked_for(monkeypatch, capsys, is_shown
     with prepare_module._progress_bar(4, is_shown) as on_progress:
         on_progress(4, 2_000_000)
     assert ("tokenizing: 100%" in capsys.readouterr().err) == is_shown
-
-
-def test_a_recipe_is_a_recipe(tmp_path):
-    with pytest.raises(TypeError, match="recipe must be a Recipe, got 'gpt2'. For GPT-2's byte pairs leave it out"):
-        prepare(SHIPPED_TEXT, tmp_path / "tokens", "gpt2")  # type: ignore[arg-type]
