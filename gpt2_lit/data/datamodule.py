@@ -238,7 +238,9 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity_of(sampler))
+                identity = self._identity_of(sampler)
+                identity.check_ranks()
+                self._progress_of_last_fit = follow(self.trainer, sampler, identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
