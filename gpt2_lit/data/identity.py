@@ -85,7 +85,7 @@ class DataIdentity:
             raise InvalidValue(
                 f"at step {step} this training was on other data: it continued with this at step {segments[0].step}."
             )
-        found = max(segment for segment in segments if segment.step <= step)
+        *_, found = (segment for segment in segments if segment.step <= step)
         self.skip.leave_out(found.num_skips)
         return found
 
