@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
 from gpt2_lit.monitor.counts import token_label
 from gpt2_lit.monitor.generate import generate
-from gpt2_lit.monitor.monitor import expected_norms, principal_components
+from gpt2_lit.monitor.monitor import principal_components
+from gpt2_lit.monitor.page import expected_norms
 
 V, D, T = 23, 8, 4
 MEANS = ["embedding_norm/token", "embedding_norm/position", "embedding_norm/input"]
+EXPECTED = ["norm_expected/token", "norm_expected/position", "norm_expected/input"]
 PICTURES = ["embedding_picture/norm_by_position", "embedding_picture/position_similarity"]
 HISTOGRAMS = ["embedding_picture/norms_of_positions", "embedding_picture/norms_of_tokens"]
 
@@ -130,7 +132,7 @@ def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp
     found = logged(tmp_path / "run")
 
     for step, batch in enumerate(loader):
-        if step % 2 == 0:
+        if step in (2, 4):
             continue
         vectors = tokens[batch["ids"]] + positions[1 : 1 + T]
         for name, norms in {
@@ -144,9 +146,9 @@ def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp
                 f"norm_band/{name}_p95": np.percentile(norms, 95),
             }.items():
                 assert (step, pytest.approx(value, rel=1e-5)) in found[tag]
-                assert steps(found[tag]) == [1, 3, 5]
-    assert values(found["table_norm/token"]) == 3 * [pytest.approx(tokens.norm(dim=-1).mean().item(), rel=1e-5)]
-    assert values(found["table_norm/position"]) == 3 * [pytest.approx(positions.norm(dim=-1).mean().item(), rel=1e-5)]
+                assert steps(found[tag]) == [0, 1, 3, 5]
+    assert values(found["table_norm/token"]) == 4 * [pytest.approx(tokens.norm(dim=-1).mean().item(), rel=1e-5)]
+    assert values(found["table_norm/position"]) == 4 * [pytest.approx(positions.norm(dim=-1).mean().item(), rel=1e-5)]
 
 
 @pytest.mark.parametrize(("sparse", "clip"), [(False, None), (True, None), (False, 1e-3)])
@@ -169,7 +171,7 @@ def test_each_tag_has_one_point_a_logged_step_also_where_the_model_logs_means_it
     trainer(tmp_path, log_every_n_steps=3, max_epochs=2).fit(stub(data), data)
     found = logged(tmp_path / "run")
     for tag in [*MEANS, "norm_band/token_p05", "table_norm/token", "gradient_norm/token_embedding"]:
-        assert steps(found[tag]) == [2, 5, 8, 11, 14, 17]
+        assert steps(found[tag]) == [0, 2, 5, 8, 11, 14, 17, 19]
     for name in ("token", "position", "input"):
         for low, mean, high in zip(
             *(
@@ -207,7 +209,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
         "gradient_norm/token_embedding",
         "vocabulary/seen_fraction",
     ):
-        assert steps(found[tag]) == [2, 5]
+        assert steps(found[tag]) == [0, 2, 5]
 
 
 def test_the_share_of_the_vocabulary_counts_each_id_once_that_was_an_input(tmp_path):
@@ -406,24 +408,64 @@ def _summaries(folder: Path) -> list[Any]:
     ]
 
 
-def test_one_chart_has_the_three_norms_and_those_expected_at_initialisation(data, tmp_path):
+def layout(folder: Path) -> Any:
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
+    [event] = events(folder).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    return layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+
+
+def test_charts_have_means_bands_and_the_norms_expected_at_initialisation(data, tmp_path):
     trainer(tmp_path, max_steps=1).fit(stub(data), data)
-    [event] = events(tmp_path).Tensors(metadata.CONFIG_SUMMARY_TAG)
-    [category] = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    [category] = layout(tmp_path).category
     norms, *bands = category.chart
-    assert norms.title == "mean norm; expected at initialisation: token 0.06, position 0.03, input 0.06"
-    assert list(norms.multiline.tag) == [f"^{tag}$" for tag in MEANS]
+    assert list(norms.multiline.tag) == [f"^{tag}$" for tag in [*MEANS, *EXPECTED]]
     tags = set(logged(tmp_path / "run"))
     for chart, name in zip(bands, ("token", "position", "input"), strict=True):
-        [series] = chart.margin.series
-        assert (series.value, series.lower, series.upper) == (
+        mean, expected = chart.margin.series
+        # TensorBoard cuts an area off where its `upper` leaves the view: it is the edge that stays within.
+        assert (mean.value, mean.upper, mean.lower) == (
             f"embedding_norm/{name}",
             f"norm_band/{name}_p05",
             f"norm_band/{name}_p95",
         )
-        assert {series.value, series.lower, series.upper} <= tags
+        assert {expected.value, expected.lower, expected.upper} == {f"norm_expected/{name}"}
+        assert {mean.value, mean.lower, mean.upper, expected.value} <= tags
+
+
+def test_runs_of_other_widths_share_their_charts(tmp_path):
+    for width in (8, 16):
+        trainer(tmp_path / str(width), max_steps=1).fit(Later(embed_dim=width), batches())
+    assert layout(tmp_path / "8") == layout(tmp_path / "16")
+
+
+@pytest.mark.parametrize(
+    ("limits", "last"),
+    [({"max_epochs": 2}, 7), ({"max_steps": 6, "max_epochs": 2}, 5), ({"max_epochs": 2, "limit_train_batches": 3}, 5)],
+    ids=str,
+)
+def test_curves_have_the_first_and_the_last_step(tmp_path, limits, last):
+    run = trainer(tmp_path, log_every_n_steps=3, **limits)
+    run.fit(Later(), batches(4))
+    found = logged(tmp_path / "run")
+    assert steps(found["embedding_norm/token"]) == sorted({0, 2, 5, last})
+    for kind, norm in expected_norms(Later().parts[0]).items():
+        assert found[f"norm_expected/{kind}"] == [(0, pytest.approx(norm)), (last, pytest.approx(norm))]
+    assert run.log_every_n_steps == 3, "as it was"
+
+
+def test_a_training_without_a_known_end_draws_what_is_expected_up_to_its_last_step(tmp_path):
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 5
+
+    trainer(tmp_path, max_epochs=-1, callbacks=[Enough(), EmbeddingMonitor()]).fit(Later(), batches(4))
+    assert steps(logged(tmp_path / "run")["norm_expected/token"]) == [0, 4]
+
+
+def test_who_logs_nothing_gets_nothing(tmp_path):
+    trainer(tmp_path, log_every_n_steps=0).fit(Later(), batches(4))
+    assert set(logged(tmp_path / "run")) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("init", ["gpt2", "normal"])

@@ -1,5 +1,6 @@
 """What a person sees: a real run, the real tensorboard server, a real browser."""
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -82,19 +83,27 @@ def test_the_link_that_fit_prints_shows_the_norms_as_curves_histograms_and_pictu
 @needs_browser
 def test_one_chart_draws_the_three_norms_and_three_draw_their_bands(tensorboard: str) -> None:
     with browse(f"{tensorboard}/#custom_scalars") as browser:
-        wait_for(lambda: "Matches (3)" in page_text(browser))
+        wait_for(lambda: "Matches (6)" in page_text(browser))
         text = page_text(browser)
-        assert "mean norm; expected at initialisation: token 0.06, position 0.03, input 0.06" in text
         for kind in ("token", "position", "input"):
             assert f"embedding_norm/{kind} (version_0)" in text
+            assert f"norm_expected/{kind} (version_0)" in text
             assert f"{kind} norm: mean, 5th to 95th percentile" in text
         # Plottable's classes: a line of 30 points each, and an area each for the bands.
         wait_for(lambda: len([line for line in elements(browser, "path.line") if _drawn(line)]) >= 6)
         wait_for(lambda: len([area for area in elements(browser, "path.area") if _drawn(area)]) >= 3)
+        # The steps begin at 0 and end at 29, and so do all areas: none ends where the 95th percentile leaves the view.
+        ends = {_ends(area) for area in elements(browser, "path.area") if _drawn(area)}
+        assert len(ends) == 1, ends
 
 
 def _drawn(path: Any) -> bool:
     return len(path.get_attribute("d") or "") > 100
+
+
+def _ends(path: Any) -> tuple[float, float]:
+    across = [float(x) for x in re.findall(r"[ML]([-\d.]+),", path.get_attribute("d"))]
+    return round(min(across)), round(max(across))
 
 
 @needs_browser

@@ -1,7 +1,6 @@
 """tables -> curves and pictures in TensorBoard: how an embedding changes in training, in any model."""
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -17,20 +16,18 @@ from torch.utils.hooks import RemovableHandle
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.errors import InvalidValue, whole_number
-from gpt2_lit.lightning_private import logs_this_step
+from gpt2_lit.lightning_private import is_last_batch, log_interval, logs_this_step, set_log_interval
 from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
 from gpt2_lit.monitor.figures import heat_map, line_chart
 from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
+from gpt2_lit.monitor.page import BAND_TAGS, EXPECTED_TAGS, NORM_TAGS, charts, expected_norms, hyperparameters
 
 HEAT_MAP_CELLS = 256  # on a side
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
 
 PROMPT_TOKENS = 8  # of the training text
 
-KINDS = ("token", "position", "input")
-NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
-BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
 STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  # in a checkpoint
 
 
@@ -106,6 +103,8 @@ class EmbeddingMonitor(Callback):
         self._unlogged_means: set[str] | None = None
         self._pictured_step = -1
         self._measuring = False
+        self._log_interval = log_interval(trainer)
+        self._num_steps = trainer.estimated_stepping_batches
         look: Any = torch.compiler.disable(self._look)  # a compiled model calls it all the same
         self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
@@ -115,16 +114,20 @@ class EmbeddingMonitor(Callback):
             return
         *start, self._session_end = hyperparameters(trainer, pl_module)
         for writer in self._writers:
-            writer.add_custom_scalars(charts(embedding))
-            for summary in start:
+            for summary in (charts(), *start):
                 writer.file_writer.add_summary(summary)
             if self._corpus and begins:
                 writer.add_text("training_windows", windows_as_text(self._corpus), 0)
+        self._draw_expected_norms(trainer.global_step)
+        self._draw_expected_norms(self._num_steps - 1)
         if begins:
             self._picture(trainer)
             self._sample(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning logs each n-th step alone; a curve should begin and end where the training does.
+        is_end = trainer.global_step == 0 or is_last_step(trainer)
+        set_log_interval(trainer, min(self._log_interval, 1) if is_end else self._log_interval)
         self._measuring = logs_this_step(trainer)
         self._step_before = trainer.global_step
         self._of_batch: dict[str, Tensor] = {}
@@ -183,7 +186,9 @@ class EmbeddingMonitor(Callback):
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unhook()
+        self._clean_up(trainer)
+        if math.isinf(self._num_steps):
+            self._draw_expected_norms(trainer.global_step - 1)
         if self._pictured_step != trainer.global_step:
             self._picture(trainer)
             self._show_highest(trainer)
@@ -192,7 +197,7 @@ class EmbeddingMonitor(Callback):
             writer.file_writer.add_summary(self._session_end)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
+        self._clean_up(trainer)
 
     # Not state_dict: to unite takes the trainer, and of a callback's state Lightning warns when it is not wanted.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -211,10 +216,19 @@ class EmbeddingMonitor(Callback):
         if trainer.world_size > 1:
             self._seen = trainer.strategy.reduce(self._seen, reduce_op="max")
 
-    def _unhook(self) -> None:
+    def _clean_up(self, trainer: Trainer) -> None:
+        """Leave model and trainer as they were."""
         if self._hook is not None:
+            set_log_interval(trainer, self._log_interval)
             self._hook.remove()
             self._hook = None
+
+    def _draw_expected_norms(self, step: int | float) -> None:
+        """A point of each constant curve, which two points draw: more would be most of what TensorBoard scales to."""
+        if math.isfinite(step):
+            for kind, norm in expected_norms(self._embedding).items():
+                for writer in self._writers:
+                    writer.add_scalar(EXPECTED_TAGS[kind], norm, int(step))
 
     def _modules(self) -> dict[str, nn.Embedding]:
         return {"token": self._embedding.token_embedding, "position": self._embedding.position_embedding}
@@ -335,53 +349,10 @@ def find_embedding(model: nn.Module) -> EmbeddingModule:
     return found[0]
 
 
-def expected_norms(embedding: EmbeddingModule) -> dict[str, float]:
-    """The norms expected at initialisation: standard deviation * sqrt(D).
-
-    Example:
-        >>> {kind: round(norm, 2) for kind, norm in expected_norms(EmbeddingModule(10, 768, 4)).items()}
-        {'token': 0.55, 'position': 0.28, 'input': 0.62}
-    """
-    std, root = embedding.init_std, math.sqrt(embedding.embed_dim)
-    return {"token": std.token * root, "position": std.position * root, "input": math.hypot(*std) * root}
-
-
-def charts(embedding: EmbeddingModule) -> dict[str, dict[str, list]]:
-    """What the Custom Scalars tab shows."""
-    expected = {kind: f"{norm:.2f}" for kind, norm in expected_norms(embedding).items()}
-    of_all = ", ".join(f"{kind} {norm}" for kind, norm in expected.items())
-    mean = {
-        f"mean norm; expected at initialisation: {of_all}": ["Multiline", [f"^{tag}$" for tag in NORM_TAGS.values()]]
-    }
-    bands = {
-        f"{kind} norm: mean, 5th to 95th percentile; expected at initialisation: {norm}": [
-            "Margin",
-            [NORM_TAGS[kind], f"{BAND_TAGS[kind]}_p05", f"{BAND_TAGS[kind]}_p95"],
-        ]
-        for kind, norm in expected.items()
-    }
-    return {"norms of the vectors of a batch": {**mean, **bands}}
-
-
-def hyperparameters(trainer: Trainer, model: LightningModule) -> tuple[Any, Any, Any]:
-    """Summaries for the HParams tab: the names of all hyperparameters, this run's values, and that it has ended.
-
-    The value it is judged by is read from the curve ``val/loss``. The logger's own way would write a point into it.
-    """
-    from torch.utils.tensorboard.summary import hparams
-
-    learning_rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
-    return hparams(dict(_flat({**model.hparams, "learning_rate": learning_rate})), {"val/loss": 0.0})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
-    """Nested options by dotted names; a class and its arguments, as LightningCLI keeps them, by the option's name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        elif value is not None and not str(name).startswith("_"):
-            name = f"{prefix}{name}".removesuffix(".class_path")
-            yield name, value if isinstance(value, (int, float)) else str(value)
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the training will end with the step at hand, if nothing stops it before."""
+    ends_epochs = trainer.current_epoch + 1 == trainer.max_epochs and is_last_batch(trainer)
+    return ends_epochs or trainer.global_step + 1 == trainer.max_steps
 
 
 def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
