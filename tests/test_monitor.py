@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import gpt2_lit.monitor.monitor
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
 from gpt2_lit.monitor.counts import token_label
 from gpt2_lit.monitor.generate import generate
@@ -28,7 +29,11 @@ from gpt2_lit.monitor.page import expected_norms
 V, D, T = 23, 8, 4
 MEANS = ["embedding_norm/token", "embedding_norm/position", "embedding_norm/input"]
 EXPECTED = ["norm_expected/token", "norm_expected/position", "norm_expected/input"]
-PICTURES = ["embedding_picture/norm_by_position", "embedding_picture/position_similarity"]
+PICTURES = [
+    "embedding_picture/norm_by_position",
+    "embedding_picture/position_similarity",
+    "embedding_picture/norm_by_count",
+]
 HISTOGRAMS = ["embedding_picture/norms_of_positions", "embedding_picture/norms_of_tokens"]
 
 
@@ -270,7 +275,7 @@ def test_pictures_are_drawn_at_the_start_every_n_steps_and_at_the_end(data, tmp_
     for tag in PICTURES:
         assert [image.step for image in found.Images(tag)] == [0, 4, 8, 10]
         image = Image.open(io.BytesIO(found.Images(tag)[-1].encoded_image_string))
-        assert min(image.size) >= 500
+        assert image.height == 430
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 20
     for tag, table in zip(
         HISTOGRAMS, (model.embedding.position_embedding, model.embedding.token_embedding), strict=True
@@ -279,6 +284,62 @@ def test_pictures_are_drawn_at_the_start_every_n_steps_and_at_the_end(data, tmp_
         assert histogram.num == len(table.weight)
         assert histogram.sum == pytest.approx(table.weight.detach().norm(dim=-1).sum().item(), rel=1e-5)
         assert np.count_nonzero(histogram.bucket) >= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"max_epochs": 3}, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]),
+        ({"max_epochs": 1}, [*range(11)]),
+        ({"max_steps": 4}, [0, 1, 2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_a_training_has_ten_pictures_beside_the_first(data, tmp_path, options, found):
+    trainer(tmp_path, **options).fit(stub(data), data)
+    assert [image.step for image in events(tmp_path).Images(PICTURES[0])] == found
+
+
+def figures_drawn(data: GPTDataModule, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    """The arguments that the last figure of each kind was drawn from."""
+    drawn = {}
+    for kind in ("heat_map", "line_chart", "scatter"):
+        draw = getattr(gpt2_lit.monitor.monitor, kind)
+
+        def recording(*args: Any, kind: str = kind, draw: Any = draw) -> np.ndarray:
+            drawn[kind] = args
+            return draw(*args)
+
+        monkeypatch.setattr(gpt2_lit.monitor.monitor, kind, recording)
+    trainer(folder, max_steps=2).fit(stub(data, **options), data)
+    return drawn
+
+
+def test_the_norm_of_each_token_stands_over_its_count(data, tmp_path, monkeypatch):
+    drawn = figures_drawn(data, tmp_path, monkeypatch, optimizer=still)
+    counts, norms, expected, *words = drawn["scatter"]
+    by_hand = Counter(i for window in data.train_dataset for i in window.input_ids.tolist())
+    table = stub(data).embedding.token_embedding.weight.detach().norm(dim=-1)
+    assert counts.tolist() == sorted(by_hand.values(), reverse=True)
+    ids = [i for _, i in sorted((-count, i) for i, count in by_hand.items())]
+    assert norms.tolist() == pytest.approx(table[ids].tolist())
+    assert expected == pytest.approx(0.02 * math.sqrt(D))
+    assert words == ["Norm of each token", "dashed: expected at the start, 0.057", "times in the text"]
+
+
+@pytest.mark.parametrize(
+    ("stride", "alike", "told"),
+    [
+        (T, False, "cosine of each two vectors"),
+        (2, False, "diagonal lines: the stride, 2"),
+        (2, True, "all alike, as without attention"),
+    ],
+)
+def test_a_heat_map_says_what_there_is_to_see(tmp_path, monkeypatch, stride, alike, told):
+    data = GPTDataModule.from_text("a b c d " * 20, tokenizer="words", context_size=T, batch_size=4, stride=stride)
+    if alike:
+        monkeypatch.setattr(gpt2_lit.monitor.monitor, "ALIKE", -1.0)
+    assert figures_drawn(data, tmp_path, monkeypatch)["heat_map"][3] == told
 
 
 def test_rows_that_fill_up_the_vocabulary_are_neither_pictured_nor_averaged(data, tmp_path):
@@ -499,6 +560,7 @@ def test_without_a_tokenizer_there_are_no_labels(tmp_path):
     found = events(tmp_path)
     assert found.Tags()["images"]
     assert "training_windows/text_summary" not in found.Tags()["tensors"]
+    assert PICTURES[2] not in found.Tags()["images"], "nothing to count in"
     assert not list(tmp_path.rglob("*.tsv"))
 
 

@@ -64,20 +64,21 @@ def test_the_newest_heat_map_is_that_of_the_last_step(tensorboard: str) -> None:
 @needs_browser
 def test_the_link_that_fit_prints_shows_the_norms_as_curves_histograms_and_pictures(tensorboard: str) -> None:
     with browse(f"{tensorboard}/{NORMS_PAGE}") as browser:
-        wait_for(lambda: len(cards(browser)) == 7)
+        wait_for(lambda: len(cards(browser)) == 8)
         assert cards(browser) == {
             "embedding_norm/input",
             "embedding_norm/position",
             "embedding_norm/token",
+            "embedding_picture/norm_by_count",
             "embedding_picture/norm_by_position",
             "embedding_picture/norms_of_positions",
             "embedding_picture/norms_of_tokens",
             "embedding_picture/position_similarity",
         }
         images = (
-            "return [...document.querySelectorAll('card-view img')].filter(image => image.naturalWidth > 500).length"
+            "return [...document.querySelectorAll('card-view img')].filter(image => image.naturalHeight == 430).length"
         )
-        wait_for(lambda: browser.execute_script(images) == 2)
+        wait_for(lambda: browser.execute_script(images) == 3)
 
 
 @needs_browser

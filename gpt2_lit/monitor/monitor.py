@@ -18,14 +18,16 @@ from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_no
 from gpt2_lit.errors import InvalidValue, whole_number
 from gpt2_lit.lightning_private import is_last_batch, log_interval, logs_this_step, set_log_interval
 from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
-from gpt2_lit.monitor.figures import heat_map, line_chart
+from gpt2_lit.monitor.figures import MAX_CELLS, heat_map, line_chart, scatter
 from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
 from gpt2_lit.monitor.page import BAND_TAGS, EXPECTED_TAGS, NORM_TAGS, charts, expected_norms, hyperparameters
 
-HEAT_MAP_CELLS = 256  # on a side
+NUM_PICTURES = 10  # of a training whose end is known, beside the first
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
 
+MAX_DOTS = 2000  # of a figure
+ALIKE = 0.9  # a cosine from which on the colours look the same
 PROMPT_TOKENS = 8  # of the training text
 
 STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  # in a checkpoint
@@ -38,7 +40,8 @@ class EmbeddingMonitor(Callback):
     docs/tensorboard.md says what there is to see.
 
     Args:
-        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures.
+        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures. None is a tenth of the training,
+            or 1,000 where its end is not known.
         projected_tokens: How many of the most frequent tokens the Projector gets, at most 2,000; 0 is no Projector.
         sample_every_n_steps: Optimizer steps from one text that the model writes, for the Text tab, to the next; 0 is
             none. The model's forward must give logits. The random numbers of the training stay as they are.
@@ -59,7 +62,7 @@ class EmbeddingMonitor(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 1000,
+        every_n_steps: int | None = None,
         projected_tokens: int = PROJECTED_ROWS,
         sample_every_n_steps: int = 0,
         sample_prompt: str | None = None,
@@ -68,7 +71,8 @@ class EmbeddingMonitor(Callback):
         sample_top_k: int | None = None,
         highest_losses: int = 0,
     ) -> None:
-        whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
+        if every_n_steps is not None:
+            whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
             raise InvalidValue(
                 f"projected_tokens must be from 0 to {PROJECTED_ROWS}, which a browser can show, got "
@@ -102,9 +106,11 @@ class EmbeddingMonitor(Callback):
         self._seen = self._seen.to(pl_module.device)
         self._unlogged_means: set[str] | None = None
         self._pictured_step = -1
+        self._counts: np.ndarray | None = None
         self._measuring = False
         self._log_interval = log_interval(trainer)
         self._num_steps = trainer.estimated_stepping_batches
+        self._picture_interval = self._interval_of_pictures()
         look: Any = torch.compiler.disable(self._look)  # a compiled model calls it all the same
         self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
@@ -179,7 +185,7 @@ class EmbeddingMonitor(Callback):
                     self._of_tables[f"table_norm/{kind}"] = mean_norm(table)
                 self._of_tables["vocabulary/seen_fraction"] = self._seen.float().mean()
                 pl_module.log_dict(self._of_tables, rank_zero_only=True)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if self._picture_interval and trainer.global_step % self._picture_interval == 0:
             self._picture(trainer)
             self._show_highest(trainer)
         if self.sample_every_n_steps and trainer.global_step % self.sample_every_n_steps == 0:
@@ -248,38 +254,63 @@ class EmbeddingMonitor(Callback):
             for module in self._modules().values()
         )
 
+    def _interval_of_pictures(self) -> int:
+        if self.every_n_steps is not None:
+            return self.every_n_steps
+        return 1000 if math.isinf(self._num_steps) else max(math.ceil(self._num_steps / NUM_PICTURES), 1)
+
     @torch.no_grad()
     def _picture(self, trainer: Trainer) -> None:
         step = self._pictured_step = trainer.global_step
-        if not (self._writers and self.every_n_steps and self._has_whole_tables(trainer)):
+        if not (self._writers and self._picture_interval and self._has_whole_tables(trainer)):
             return
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in self._tables().items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
-        after = f"after {step:,} step{'s' * (step != 1)}"
-        expected = expected_norms(self._embedding)["position"]
-        by_position = line_chart(
-            norms["position"],
-            expected,
-            "Norm of each position vector",
-            f"{after}; broken line: expected at initialisation, {expected:.2f}",
-            "position (tokens)",
-            "norm",
-        )
-        positions, similarity = position_similarity(self._tables()["position"].float())
-        similarity_map = heat_map(
-            similarity,
-            positions,
-            "Cosine similarity of position vectors",
-            f"{after}; {len(positions)} of {self._embedding.context_size:,} positions",
-            "position (tokens)",
-        )
+        figures = self._figures(trainer, norms)
         for writer in self._writers:
             for kind, values in norms.items():
                 # The default bins are for values spread over powers of ten: norms would fill two of them.
                 writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
-            writer.add_image("embedding_picture/norm_by_position", by_position, step, dataformats="HWC")
-            writer.add_image("embedding_picture/position_similarity", similarity_map, step, dataformats="HWC")
+            for name, figure in figures.items():
+                writer.add_image(f"embedding_picture/{name}", figure, step, dataformats="HWC")
+
+    def _figures(self, trainer: Trainer, norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        expected = expected_norms(self._embedding)
+        dashed = {kind: f"dashed: expected at the start, {norm:.2g}" for kind, norm in expected.items()}
+        positions, similarity = position_similarity(self._tables()["position"].float())
+        figures = {
+            "norm_by_position": line_chart(
+                norms["position"], expected["position"], "Norm of each position", dashed["position"], "position"
+            ),
+            "position_similarity": heat_map(
+                similarity, positions, "Similarity of positions", self._what_to_see(trainer, similarity), "position"
+            ),
+        }
+        if self._corpus:
+            counts = self._token_counts(self._corpus)
+            token_ids = most_frequent(counts, len(counts))
+            token_ids = token_ids[spread(len(token_ids), MAX_DOTS)]
+            values = norms["token"][token_ids]
+            figures["norm_by_count"] = scatter(
+                counts[token_ids], values, expected["token"], "Norm of each token", dashed["token"], "times in the text"
+            )
+        return figures
+
+    def _what_to_see(self, trainer: Trainer, similarity: np.ndarray) -> str:
+        if similarity.min() > ALIKE:
+            return "all alike, as without attention"
+        stride = getattr(getattr(trainer, "datamodule", None), "stride", None)
+        if isinstance(stride, int) and stride < self._embedding.context_size:
+            # Positions a stride apart have the same tokens, in neighbouring windows.
+            return f"diagonal lines: the stride, {stride}"
+        return "cosine of each two vectors"
+
+    def _token_counts(self, corpus: Corpus) -> np.ndarray:
+        """How often each token of the vocabulary is in the training text."""
+        if self._counts is None:
+            self._counts = token_counts(corpus.windows, self._embedding.vocab_size)
+        return self._counts
 
     def _show_highest(self, trainer: Trainer) -> None:
         """Show the windows of highest loss since the last time."""
@@ -317,7 +348,7 @@ class EmbeddingMonitor(Callback):
         """Give the vectors of the most frequent tokens to the Projector."""
         if not (self._writers and self._corpus and self.projected_tokens and self._has_whole_tables(trainer)):
             return
-        counts = token_counts(self._corpus.windows, self._embedding.vocab_size)
+        counts = self._token_counts(self._corpus)
         token_ids = most_frequent(counts, self.projected_tokens)
         vectors = self._embedding.token_embedding.weight[torch.from_numpy(token_ids)].float().cpu()
         if not vectors.isfinite().all():
@@ -356,14 +387,14 @@ def is_last_step(trainer: Trainer) -> bool:
 
 
 def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
-    """The cosine similarity of every two of at most 256 evenly spaced positions, and which positions they are.
+    """The cosine similarity of every two of at most 148 evenly spaced positions, and which positions they are.
 
     Example:
         >>> positions, similarity = position_similarity(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
         >>> positions.tolist(), similarity.round(2).tolist()
         ([0, 1, 2], [[1.0, 0.0, 0.71], [0.0, 1.0, 0.71], [0.71, 0.71, 1.0]])
     """
-    positions = spread(len(table), HEAT_MAP_CELLS)
+    positions = spread(len(table), MAX_CELLS)
     directions = F.normalize(table[positions], dim=-1)
     return np.array(positions), (directions @ directions.T).cpu().double().numpy()
 
