@@ -391,7 +391,7 @@ WRONG_SETTINGS = """
 import sys
 from pathlib import Path
 import numpy as np
-from gpt2_lit import EmbeddingModule, GPTDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit import EmbeddingModule, GPTDataModule, InstructionDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.errors import UserError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
@@ -416,7 +416,10 @@ wrong = [
     (dataset, {"txt": (b"a", None, ["a"]), "tokenizer": (None, "gpt2", 5, len), "stride": (1.0, None)}),
     (module, dict.fromkeys(("vocab_size", "embed_dim", "context_size"), (8.0, "8", None, 0))),
     (module, {"dropout": no_number, "init": (None, "nope")}),
-    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1")}),
+    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1"), "recipe": ("gpt2", 5)}),
+    (GPTDataModule, {"token_dtype": ("float32", None, 16), "skip": (5, b"step 1", "step")}),
+    (module(), {"input_ids": ([[1, 2]], None, np.array([1]))}),
+    (InstructionDataModule, {"template": (3, None, "llama"), "packing": no_switch, "too_long": (None, True)}),
     (Recipe, {"sha256": ("false", None)}),
 ]
 for of, arguments in wrong:
@@ -480,6 +483,7 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"max_unpacked": float("nan")}, "max_unpacked must be above 0, got nan"),
         ({"document_separator": ""}, "document_separator must not be empty. Set data.document_separator"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
+        ({"token_dtype": "float32"}, "token_dtype must be one of uint8, uint16, uint32, uint64, got 'float32'"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
 )

@@ -105,7 +105,8 @@ class RunReport(Callback):
     def _results(self, trainer: Trainer) -> str:
         """The results of a run on a few lines: its length, the first and last values logged, and the best one."""
         change = {tag: f"{self.first[tag]:.2f} -> {self.last[tag]:.2f}" for tag in self.last if tag in self.first}
-        epochs = batches_trained(trainer) / trainer.num_training_batches
+        of_data = getattr(getattr(trainer, "datamodule", None), "epochs_trained", None)
+        epochs = of_data() if of_data else batches_trained(trainer) / trainer.num_training_batches
         lines = {
             "trained": f"{trainer.global_step:,} steps, {epochs:.3g} epochs, {self._throughput.num_tokens:,} tokens in "
             f"{minutes(self.seconds)} min",

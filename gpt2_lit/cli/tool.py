@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.windows import Windows
+    from gpt2_lit.data.windows import Batch, DocumentBatch, Windows
     from gpt2_lit.store.token_store import TokenStore
 
 SHOWN_CHARACTERS = 40  # of a window
@@ -173,11 +173,12 @@ def preview(options: argparse.Namespace) -> None:
     from gpt2_lit.monitor.counts import checked, visible
 
     data, _, dataset = _data(options)
+    state = _state_of_run(data, options)
     decode = data.tokenizer.decode
     found: list[dict[str, Any]] = []
     step = options.step
     while len(found) < options.windows:
-        epoch, windows, _ = _share(data, step)
+        epoch, windows, _ = data.windows_of_step(step, state=state)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
             input_ids, target_ids = (
@@ -273,9 +274,9 @@ def plan(options: argparse.Namespace) -> None:
       gpt2-lit plan tokens --step 1000 --show     documents, files and bytes, too
     """
     data, _, _ = _data(options)
-    shares = []
+    state, shares = _state_of_run(data, options), []
     for rank in range(options.world_size):
-        epoch, windows, batch = _share(data, options.step, rank, options.world_size)
+        epoch, windows, batch = data.windows_of_step(options.step, rank, options.world_size, state)
         worker = batch % options.num_workers if options.num_workers else None
         share = {"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()}
         shares.append(share | ({"sources": _sources(data, windows)} if options.show else {}))
@@ -306,9 +307,9 @@ def where(options: argparse.Namespace) -> None:
       gpt2-lit where 0 tokens --batch-size 16
     """
     data, _, _ = _data(options)
-    shares = []
+    state, shares = _state_of_run(data, options), []
     for rank in range(options.world_size):
-        epoch, windows, _ = _share(data, options.step, rank, options.world_size)
+        epoch, windows, _ = data.windows_of_step(options.step, rank, options.world_size, state)
         shares.append({"process": rank, "epoch": epoch, "sources": _sources(data, windows)})
     if options.json:
         _print_json(shares)
@@ -475,14 +476,16 @@ def _config_of_run(directory: str | None) -> dict[str, Any] | None:
         return None  # texts beside somebody else's config.yaml
 
 
-def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1) -> tuple[int, "np.ndarray", int]:
-    """What one of the processes trains on at a step: the epoch, its windows, and the number of the batch in it."""
-    from gpt2_lit.data.order import Position
+def _state_of_run(data: "GPTDataModule", options: argparse.Namespace) -> Mapping[str, Any] | None:
+    """How the training of a run went, by its newest checkpoint; None if there is none, or other data is asked for."""
+    found = list(Path(options.source or "", "checkpoints").glob("*.ckpt"))
+    run = _config_of_run(options.source)
+    if run is None or not found or given(options, options.data_module or run.get("data_module", "text")):
+        return None
+    from gpt2_lit.embedding.pretrained import read_checkpoint
 
-    sampler = data.train_sampler(rank, world_size)
-    sampler.check_batches()
-    position, windows = sampler.next_batch(sampler.after(Position(0, 0), step))
-    return position.epoch, windows, len(sampler) - sampler.batches_from(position)
+    state = read_checkpoint(max(found, key=lambda path: path.stat().st_mtime_ns)).get(type(data).__qualname__)
+    return state if state and "segments" in state else None
 
 
 def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any]]:
@@ -492,13 +495,21 @@ def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any
     assert data.train_dataset is not None, "it is set up"
     found = []
     for window in windows.tolist():
-        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size, data.tokenizer.name)
+        ids = checked(_shown_ids(data.train_dataset[window]), data.vocab_size, data.tokenizer.name)
         origins = [
             {"document": origin.document, "file": origin.file, "span": str(origin.span or "")}
             for origin in data.origins(window)
         ]
         found.append({"window": window, "origins": origins, "text": data.tokenizer.decode(ids.tolist())})
     return found
+
+
+def _shown_ids(batch: "Batch | DocumentBatch") -> "np.ndarray":
+    """The inputs of a window; where prompts are masked its answers, as prompts begin alike."""
+    from gpt2_lit.data.windows import IGNORED
+
+    is_kept = batch.target_ids != IGNORED
+    return (batch.input_ids if is_kept[:1].all() else batch.target_ids[is_kept]).numpy()
 
 
 def _checkpoint(name: str) -> str:

@@ -1,19 +1,19 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.data.identity import DataIdentity
+from gpt2_lit.data.identity import DataIdentity, Segment
 from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
-from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
+from gpt2_lit.data.order import ORDER_VERSION, Position, Shuffle, WindowSampler
 from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
@@ -22,6 +22,7 @@ from gpt2_lit.data.windows import TokenWindows, Windows
 from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
+from gpt2_lit.store.raw_ids import check_dtype
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
@@ -29,6 +30,14 @@ from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
 
 logger = getLogger(__name__)
+
+
+class StepWindows(NamedTuple):
+    """What one process trains on at a step."""
+
+    epoch: int
+    windows: np.ndarray
+    batch: int  # its number in the epoch
 
 
 class GPTDataModule(LightningDataModule):
@@ -131,6 +140,7 @@ class GPTDataModule(LightningDataModule):
         self.continue_with_other_data = true_or_false("continue_with_other_data", continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.skip = parse_skip(skip)
+        check_dtype(token_dtype)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -300,12 +310,36 @@ class GPTDataModule(LightningDataModule):
         elif self.train_dataset is not None and not self.continue_with_other_data:
             self._new_passes(self._train_sampler)  # refuses a state of other data
 
+    def windows_of_step(
+        self, step: int, rank: int = 0, world_size: int = 1, state: Mapping[str, Any] | None = None
+    ) -> StepWindows:
+        """What one of the processes trains on at a step; with a checkpoint's ``state``, what its training did."""
+        sampler = self.train_sampler(rank, world_size)
+        segment = Segment(0, 0, 0, sampler.global_batch, len(self.skip))
+        if state:
+            segment = self._identity_of(sampler).segment_of(state, step)
+            sampler.batch_size, rest = divmod(segment.global_batch, world_size)
+            if rest:
+                raise InvalidValue(
+                    f"the batches of step {step} had {segment.global_batch} windows, of which {world_size} processes "
+                    "cannot have equal shares. Give the number of processes of that training, or 1 for all windows."
+                )
+        sampler.check_batches()
+        begin = Position(segment.epoch, segment.window)
+        position, windows = sampler.next_batch(sampler.after(begin, step - segment.step))
+        return StepWindows(position.epoch, windows, len(sampler) - sampler.batches_from(position))
+
     def origins(self, window: int) -> list[Origin]:
         """Where a training window comes from: the documents that it has tokens of, and their files."""
         dataset = _set_up(self.train_dataset)
         assert isinstance(dataset, TokenWindows)
         start = int(dataset.starts(np.array([window]))[0])
         return self._origins.of(start, start + self.context_size + 1)
+
+    def epochs_trained(self) -> float:
+        """Passes over the training windows so far, under a Trainer."""
+        assert self._progress, "a training has begun"
+        return self._progress.epochs()
 
     def last_windows(self) -> np.ndarray:
         """The windows of the batch that this process has just trained on, under a Trainer."""

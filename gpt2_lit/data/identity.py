@@ -1,5 +1,6 @@
 """what the positions of a training refer to -> whether one of a checkpoint may be taken, and where it lies."""
 
+import json
 from collections.abc import Mapping
 from logging import getLogger
 from typing import Any, NamedTuple
@@ -15,7 +16,18 @@ class Resumed(NamedTuple):
     """Where a state of a checkpoint resumes."""
 
     position: Position
-    as_counted: bool  # whether the epoch has the windows that the checkpoint's counts of batches are of
+    same_data: bool
+    same_skips: bool  # nothing more is left out than before
+
+
+class Segment(NamedTuple):
+    """Steps of a training that follow each other in one order, with batches of one size."""
+
+    step: int  # the first
+    epoch: int  # where it begins
+    window: int
+    global_batch: int
+    num_skips: int  # how many entries are left out
 
 
 class DataIdentity:
@@ -51,10 +63,29 @@ class DataIdentity:
             self._check_other_data(f"the checkpoint is of a run on other data: {', '.join(differing)}.")
             position = Position(state.get("epoch", 0), 0)
             self.skip.resolve(position, state.get("batches", 0))
-            return Resumed(position, False)
+            return Resumed(position, False, False)
         position = Position(state["epoch"], state["window"])
         has_more = self.skip.restore(state.get("skip", "[]"), position, state["batches"])
-        return Resumed(position, not has_more)
+        return Resumed(position, True, not has_more)
+
+    def segment_of(self, state: Mapping[str, Any], step: int) -> Segment:
+        """The segment that a step is in, by the state of a training; the order then leaves out what it did.
+
+        Raises:
+            InvalidValue: If the state is of other data, or of a training that was on other data at that step.
+        """
+        position, _, same_skips = self.resume(state)
+        segments = [Segment(*values) for values in json.loads(state["segments"])]
+        if not same_skips:
+            more = {"step": state["batches"], **position._asdict(), "num_skips": len(self.skip.entries)}
+            segments.append(segments[-1]._replace(**more))
+        if step < segments[0].step:
+            raise InvalidValue(
+                f"at step {step} this training was on other data: it continued with this at step {segments[0].step}."
+            )
+        found = max(segment for segment in segments if segment.step <= step)
+        self.skip.leave_out(found.num_skips)
+        return found
 
     def _check_other_data(self, told: str) -> None:
         if not self.continue_with_other_data:

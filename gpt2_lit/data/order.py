@@ -348,6 +348,8 @@ class WindowSampler(DistributedSampler):
     def _positions_left_out(self, epoch: int) -> np.ndarray:
         if epoch not in self._left_out_of:
             windows, stretches = self.left_out
+            if not (len(windows) or stretches):
+                return windows
             if len(windows) and self.positions_of:
                 windows = self.positions_of(windows, self.num_windows, self.seed, epoch)
             parts = [np.arange(start, stop) for where, start, stop in stretches if where == epoch]
