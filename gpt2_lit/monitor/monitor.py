@@ -23,7 +23,7 @@ from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
 from gpt2_lit.monitor.page import BAND_TAGS, EXPECTED_TAGS, NORM_TAGS, charts, expected_norms, hyperparameters
 
-NUM_PICTURES = 10  # of a training whose end is known, beside the first
+NUM_PICTURES = 10  # of a training whose end is known, with the first: TensorBoard shows at most ten of a tag
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
 
 MAX_DOTS = 2000  # of a figure
@@ -40,8 +40,8 @@ class EmbeddingMonitor(Callback):
     docs/tensorboard.md says what there is to see.
 
     Args:
-        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures. None is a tenth of the training,
-            or 1,000 where its end is not known.
+        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures. None is ten pictures in a
+            training, or one each 1,000 steps where its end is not known.
         projected_tokens: How many of the most frequent tokens the Projector gets, at most 2,000; 0 is no Projector.
         sample_every_n_steps: Optimizer steps from one text that the model writes, for the Text tab, to the next; 0 is
             none. The model's forward must give logits. The random numbers of the training stay as they are.
@@ -257,7 +257,7 @@ class EmbeddingMonitor(Callback):
     def _interval_of_pictures(self) -> int:
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return 1000 if math.isinf(self._num_steps) else max(math.ceil(self._num_steps / NUM_PICTURES), 1)
+        return 1000 if math.isinf(self._num_steps) else max(math.ceil(self._num_steps / (NUM_PICTURES - 1)), 1)
 
     @torch.no_grad()
     def _picture(self, trainer: Trainer) -> None:
