@@ -109,6 +109,24 @@ def _ends(path: Any) -> tuple[float, float]:
     return round(min(across)), round(max(across))
 
 
+def test_each_tag_has_a_description(tensorboard: str) -> None:
+    for plugin in ("scalars", "images", "histograms"):
+        tags = get(f"{tensorboard}/data/plugin/{plugin}/tags")["version_0"]
+        assert tags
+        assert not [tag for tag, about in tags.items() if not about["description"]]
+
+
+@needs_browser
+def test_the_text_begins_with_how_to_read_the_page(tensorboard: str) -> None:
+    with browse(f"{tensorboard}/#text") as browser:
+        wait_for(lambda: "warning sign" in page_text(browser))
+        text = page_text(browser)
+        assert text.index("How to read this page") < text.index("training_windows")
+        assert "begin at 6.55, the logarithm of 696 tokens" in text
+        assert "begin as initialised (token 0.057, position 0.028, input 0.063)" in text
+        assert len(elements(browser, "tr")) > 8, "a table, not its source"
+
+
 @needs_browser
 def test_the_text_shows_training_windows_with_their_targets(tensorboard: str) -> None:
     with browse(f"{tensorboard}/#text") as browser:

@@ -21,7 +21,16 @@ from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, tok
 from gpt2_lit.monitor.figures import MAX_CELLS, heat_map, line_chart, scatter
 from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
-from gpt2_lit.monitor.page import BAND_TAGS, EXPECTED_TAGS, NORM_TAGS, charts, expected_norms, hyperparameters
+from gpt2_lit.monitor.page import (
+    BAND_TAGS,
+    EXPECTED_TAGS,
+    NORM_TAGS,
+    charts,
+    describe,
+    expected_norms,
+    how_to_read,
+    hyperparameters,
+)
 
 NUM_PICTURES = 10  # of a training whose end is known, with the first: TensorBoard shows at most ten of a tag
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
@@ -89,6 +98,10 @@ class EmbeddingMonitor(Callback):
         self._seen = torch.zeros(0, dtype=torch.uint8)  # 1 for each id that was an input
         self._hook: RemovableHandle | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for writer in _writers(trainer):
+            describe(writer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._embedding = find_embedding(pl_module)
         self._highest.check(trainer)
@@ -114,14 +127,15 @@ class EmbeddingMonitor(Callback):
         look: Any = torch.compiler.disable(self._look)  # a compiled model calls it all the same
         self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
-        tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        self._writers = [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
+        self._writers = _writers(trainer)
         if not self._writers:
             return
         *start, self._session_end = hyperparameters(trainer, pl_module)
         for writer in self._writers:
             for summary in (charts(), *start):
                 writer.file_writer.add_summary(summary)
+            if begins:
+                writer.add_text("How to read this page", how_to_read(embedding), 0)
             if self._corpus and begins:
                 writer.add_text("training_windows", windows_as_text(self._corpus), 0)
         self._draw_expected_norms(trainer.global_step)
@@ -378,6 +392,12 @@ def find_embedding(model: nn.Module) -> EmbeddingModule:
             " Make the model's embedding an EmbeddingModule, or leave the callback out."
         )
     return found[0]
+
+
+def _writers(trainer: Trainer) -> list[Any]:
+    """TensorBoard's writers, on the process that writes."""
+    tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
 
 
 def is_last_step(trainer: Trainer) -> bool:
