@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import gpt2_lit.monitor.monitor
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
-from gpt2_lit.monitor.counts import token_label
+from gpt2_lit.monitor.counts import Corpus, labels_of_tokens
 from gpt2_lit.monitor.generate import generate
 from gpt2_lit.monitor.monitor import principal_components
 from gpt2_lit.monitor.page import expected_norms
@@ -386,12 +386,12 @@ def test_the_projector_has_the_most_frequent_tokens_with_labels_on_one_line_and_
     assert header == ["token", f"count in {sum(counts.values()):,} tokens of the corpus"]
     assert [int(count) for _, count in labels] == sorted(counts.values(), reverse=True)[:10]
     assert len(vectors) == len(labels) == 10
-    decode = gpt2_tokenizer().decode
-    ids = {token_label(decode, i): i for i in counts}
-    assert {"\\n", "\\t"} <= set(ids)
-    for vector, (label, count) in zip(vectors, labels, strict=True):
-        assert counts[ids[label]] == int(count)
-        assert vector == pytest.approx(model.embedding.token_embedding.weight[ids[label]].tolist(), abs=1e-5)
+    ids = [token_id for _, token_id in sorted((-count, token_id) for token_id, count in counts.items())][:10]
+    names = labels_of_tokens(Corpus(gpt2_tokenizer().decode, data.train_dataset), ids)
+    assert {"\\n", "\\t", "part of \\u2028"} <= set(names)
+    for vector, (label, count), token_id, name in zip(vectors, labels, ids, names, strict=True):
+        assert (label, int(count)) == (name, counts[token_id])
+        assert vector == pytest.approx(model.embedding.token_embedding.weight[token_id].tolist(), abs=1e-5)
 
 
 def test_a_run_that_ends_at_the_same_step_again_replaces_the_projectors_vectors_without_a_word(data, tmp_path, capfd):

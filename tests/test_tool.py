@@ -183,6 +183,16 @@ def test_preview_shows_the_target_one_token_on(tool, tmp_path):
     assert of_input.index(" three") == of_target.index(" three")
 
 
+def test_preview_joins_tokens_that_are_parts_of_a_character(tool, tmp_path):
+    (tmp_path / "a.txt").write_text("\u543e\u8f29\u306f\u732b\u3067\u3042\u308b a b c d e f g", encoding="utf-8")
+    options = ["--context-size", 12, "--windows", 1, "--val-fraction", 0, "--shuffle", "false", "--batch-size", 1]
+    status, out, err = tool("preview", "a.txt", *options)
+    assert (status, err) == (0, "")
+    *_, of_input, of_target = out.splitlines()
+    assert of_input == "  input   \u543e|\u8f29|\u306f|\u732b|\u3067|\u3042|\u308b"
+    assert of_target == "  target     \u8f29|\u306f|\u732b|\u3067|\u3042|\u308b| a"
+
+
 def test_preview_writes_line_ends_and_wide_letters_so_that_columns_stay(tool, tmp_path):
     (tmp_path / "a.txt").write_text("\u4f60 a\n\t\u200bb c d e f g h")
     out = tool("preview", "a.txt", "--context-size", 8, "--windows", 1, "--val-fraction", 0, "--batch-size", 1)[1]

@@ -170,7 +170,7 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview --data-module instructions alpaca.json --mask-prompt
     """
     from gpt2_lit.data.windows import IGNORED
-    from gpt2_lit.monitor.counts import checked, visible
+    from gpt2_lit.monitor.counts import checked, pieces, visible
 
     data, _, dataset = _data(options)
     state = _state_of_run(data, options)
@@ -205,9 +205,11 @@ def preview(options: argparse.Namespace) -> None:
         if IGNORED in window["target_ids"]:
             _print_masked(console, window, decode)
             continue
-        inputs, targets = ([visible(decode([token])) for token in window[name]] for name in ("input_ids", "target_ids"))
-        # The targets begin one token to the right, where the input that they repeat stands.
-        indent = " " * (cell_len(inputs[0]) + 1)
+        tokens = [*window["input_ids"], window["target_ids"][-1]]
+        # Tokens that are parts of a character stand together. The targets begin one to the right, below the input that
+        # they repeat.
+        first, *rest, last = (visible(decode(piece)) for piece in pieces(decode, tokens))
+        inputs, targets, indent = [first, *rest], [*rest, last], " " * (cell_len(first) + 1)
         console.print(_text(f"\n{_head(window)}", style="bold"))
         for label, line in (("input ", "|".join(inputs)), ("target", indent + "|".join(targets))):
             text = Text.assemble((f"  {label}  ", "dim"), line)

@@ -17,7 +17,15 @@ from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.errors import InvalidValue, whole_number
 from gpt2_lit.lightning_private import is_last_batch, log_interval, logs_this_step, set_log_interval
-from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
+from gpt2_lit.monitor.counts import (
+    Corpus,
+    as_block,
+    labels_of_tokens,
+    most_frequent,
+    spread,
+    token_counts,
+    windows_as_text,
+)
 from gpt2_lit.monitor.figures import MAX_CELLS, heat_map, line_chart, scatter
 from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
@@ -367,9 +375,8 @@ class EmbeddingMonitor(Callback):
         vectors = self._embedding.token_embedding.weight[torch.from_numpy(token_ids)].float().cpu()
         if not vectors.isfinite().all():
             return
-        labels = [
-            [token_label(self._corpus.decode, token_id), int(counts[token_id])] for token_id in token_ids.tolist()
-        ]
+        names = labels_of_tokens(self._corpus, token_ids.tolist())
+        labels = [[name, int(count)] for name, count in zip(names, counts[token_ids], strict=True)]
         header = ["token", f"count in {counts.sum():,} tokens of the corpus"]
         vectors = principal_components(vectors, PROJECTED_DIMS).double().round(decimals=5)  # short in a text file
         for writer in self._writers:
