@@ -119,6 +119,22 @@ def test_the_files_of_several_loggers_are_told(here: Callable[..., str], tmp_pat
     assert list(tmp_path.glob("b/mine/version_0/events*"))
 
 
+def test_weights_and_biases_gets_curves_and_pictures_offline_too(
+    here: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = logging_to(("WandbLogger", '{"save_dir": "w", "offline": true}'), folder=tmp_path)
+    lines = end(here("fit", *SMALL, "--trainer.max_steps=2", logger))
+    curves = dict(wandb.run.summary)
+    wandb.finish()
+    [run] = tmp_path.glob("w/wandb/offline-run-*")
+    assert lines[lines.index("look at it:") + 1] == f"wandb sync {run.relative_to(tmp_path)}"
+    pictures = {path.name.rsplit("_", 2)[0] for path in run.glob("files/media/images/embedding_picture/*.png")}
+    assert pictures == {"norm_by_count", "norm_by_position", "position_similarity"}
+    assert {"train/loss", "embedding_norm/input", "norm_band/token_p05"} <= set(curves)
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.0, "59:59"), (3600.0, "1:00:00")]
 )

@@ -53,7 +53,8 @@ STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  #
 class EmbeddingMonitor(Callback):
     """Shows in TensorBoard how the two tables of an EmbeddingModule change, in any LightningModule that has one.
 
-    Curves need any logger, pictures a TensorBoardLogger, and what shows tokens a datamodule like GPTDataModule.
+    Curves need any logger, pictures a TensorBoardLogger or a WandbLogger, everything else a TensorBoardLogger, and what
+    shows tokens a datamodule like GPTDataModule.
     docs/tensorboard.md says what there is to see.
 
     Args:
@@ -136,21 +137,26 @@ class EmbeddingMonitor(Callback):
         self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
         self._writers = _writers(trainer)
-        if not self._writers:
-            return
-        *start, self._session_end = hyperparameters(trainer, pl_module)
-        for writer in self._writers:
-            for summary in (charts(), *start):
-                writer.file_writer.add_summary(summary)
-            if begins:
-                writer.add_text("How to read this page", how_to_read(embedding), 0)
-            if self._corpus and begins:
-                writer.add_text("training_windows", windows_as_text(self._corpus), 0)
-        self._draw_expected_norms(trainer.global_step)
-        self._draw_expected_norms(self._num_steps - 1)
+        self._galleries: list[Any] = [
+            logger for logger in trainer.loggers if trainer.is_global_zero and hasattr(logger, "log_image")
+        ]
+        if self._writers:
+            *start, self._session_end = hyperparameters(trainer, pl_module)
+            self._begin_page([charts(), *start], begins)
+            self._draw_expected_norms(trainer.global_step)
+            self._draw_expected_norms(self._num_steps - 1)
         if begins:
             self._picture(trainer)
             self._sample(trainer, pl_module)
+
+    def _begin_page(self, summaries: list[Any], begins: bool) -> None:
+        for writer in self._writers:
+            for summary in summaries:
+                writer.file_writer.add_summary(summary)
+            if begins:
+                writer.add_text("How to read this page", how_to_read(self._embedding), 0)
+            if self._corpus and begins:
+                writer.add_text("training_windows", windows_as_text(self._corpus), 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Lightning logs each n-th step alone; a curve should begin and end where the training does.
@@ -284,7 +290,7 @@ class EmbeddingMonitor(Callback):
     @torch.no_grad()
     def _picture(self, trainer: Trainer) -> None:
         step = self._pictured_step = trainer.global_step
-        if not (self._writers and self._picture_interval and self._has_whole_tables(trainer)):
+        if not ((self._writers or self._galleries) and self._picture_interval and self._has_whole_tables(trainer)):
             return
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in self._tables().items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
@@ -296,6 +302,9 @@ class EmbeddingMonitor(Callback):
                 writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
             for name, figure in figures.items():
                 writer.add_image(f"embedding_picture/{name}", figure, step, dataformats="HWC")
+        for logger in self._galleries:
+            for name, figure in figures.items():
+                logger.log_image(f"embedding_picture/{name}", [figure], step)
 
     def _figures(self, trainer: Trainer, norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         expected = expected_norms(self._embedding)
