@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -451,11 +451,35 @@ def test_hyperparameters_are_judged_by_the_curve_of_the_validation_loss(data, tm
     session = parsed[metadata.SESSION_START_INFO_TAG].session_start_info
     assert session.hparams["dropout"].number_value == 0.25
     assert session.hparams["init"].string_value == "gpt2"
+    names = sorted(session.hparams)
+    assert names[:5] == ["context_size", "data.batch_size", "data.seed", "data.source", "data.stride"]
+    assert session.hparams["data.source"].string_value == str(tmp_path / "text.txt")
+    assert [session.hparams[f"data.{name}"].number_value for name in ("batch_size", "seed", "stride")] == [4, 42, T]
     assert session.hparams["learning_rate"].number_value == pytest.approx(0.003)
     experiment = parsed[metadata.EXPERIMENT_TAG].experiment
     assert [info.name.tag for info in experiment.metric_infos] == ["val/loss"]
     assert metadata.SESSION_END_INFO_TAG in parsed
     assert steps(logged(tmp_path / "run")["val/loss"]) == [9, 19]
+
+
+def test_hyperparameters_hide_passwords_and_how_torch_computes() -> None:
+    from gpt2_lit.monitor.page import hyperparameters
+
+    class OfUrl(LightningDataModule):
+        source, batch_size, stride, seed = "https://me:secret@host/a.txt?token=abc", 4, 2, 1
+
+    class Model(LightningModule):
+        hparams = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"fused": True, "lr": 0.1}}}  # noqa: RUF012
+
+    run = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    run.datamodule = OfUrl()
+    _, start, _ = hyperparameters(run, Model())
+    content = start.value[0].metadata.plugin_data.content
+    assert b"secret" not in content
+    assert b"abc" not in content
+    assert b"host/a.txt" in content
+    assert b"optimizer.lr" in content
+    assert b"fused" not in content
 
 
 def _summaries(folder: Path) -> list[Any]:

@@ -8,11 +8,15 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from gpt2_lit.embedding.embedding import EmbeddingModule
+from gpt2_lit.errors import printable, without_secrets
 
 KINDS = ("token", "position", "input")
 NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
 BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
 EXPECTED_TAGS = {kind: f"norm_expected/{kind}" for kind in KINDS}  # at initialisation
+# Options of an optimizer that say how torch computes a step, not what the step is.
+_TECHNICAL = {f"optimizer.{name}" for name in ("fused", "foreach", "capturable", "differentiable", "maximize")}
+
 # Which plugin of TensorBoard shows a value of which kind, and the number of its class of data.
 # Source: tensorboard/compat/proto/summary.proto.
 PLUGINS = {"simple_value": ("scalars", 1), "image": ("images", 3), "histo": ("histograms", 2), "tensor": ("text", 2)}
@@ -173,7 +177,18 @@ def hyperparameters(trainer: Trainer, model: LightningModule) -> tuple[Any, Any,
     from torch.utils.tensorboard.summary import hparams
 
     learning_rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
-    return hparams(dict(_flat({**model.hparams, "learning_rate": learning_rate})), {"val/loss": 0.0})
+    data = _data_options(getattr(trainer, "datamodule", None))
+    options = {"data": data, "learning_rate": learning_rate, **model.hparams}
+    return hparams({name: value for name, value in _flat(options) if name not in _TECHNICAL}, {"val/loss": 0.0})
+
+
+def _data_options(data: Any) -> dict[str, Any]:
+    """What tells runs apart, as far as a datamodule has it: TensorBoard shows the first five of all names unasked."""
+    names = ("source", "stride", "batch_size", "seed")
+    options = {name: getattr(data, name, None) for name in names}
+    if options["source"] is not None:
+        options["source"] = printable(without_secrets(str(options["source"])), 200)
+    return options | {"tokenizer": getattr(getattr(data, "tokenizer", None), "name", None)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
