@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from html import escape
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -238,7 +239,9 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity_of(sampler))
+                identity = self._identity_of(sampler)
+                identity.check_ranks()
+                self._progress_of_last_fit = follow(self.trainer, sampler, identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -348,6 +351,27 @@ class GPTDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
+        return "\n".join(f"  {label:<7} {text}" for label, text in self._summary())
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n" + "\n".join(f"  {label:<7} {text}" for label, text in self._shown())
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in self._shown())
+        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """For a notebook: what is known before the source is read, or the summary."""
+        if self.train_dataset is not None:
+            return self._summary()
+        name = self._tokenizer_choice if isinstance(self._tokenizer_choice, str) else self.tokenizer.name
+        shape = f"{self.batch_size} windows x {self.context_size} tokens"
+        return [("source", str(self.source)), ("tokens", name), ("batch", shape), ("", "not read yet: setup() does it")]
+
+    def _summary(self) -> list[tuple[str, str]]:
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
@@ -357,7 +381,7 @@ class GPTDataModule(LightningDataModule):
             name += f" ({self.store.num_documents:,} documents{files})"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
-        lines = [
+        return [
             ("source", name),
             ("store", self.store.path or "in memory"),
             ("tokens", f"{total:,} ({self.tokenizer.name}, vocabulary of {self.vocab_size:,})"),
@@ -367,7 +391,6 @@ class GPTDataModule(LightningDataModule):
             ("epoch", f"{len(sampler):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
             *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
-        return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
     def _datasets(self) -> dict[str, Windows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from logging import getLogger
 from typing import Any, NamedTuple
 
+from torch import distributed
+
 from gpt2_lit.data.order import Position
 from gpt2_lit.data.skip import Skip
 from gpt2_lit.errors import InvalidValue
@@ -83,9 +85,25 @@ class DataIdentity:
             raise InvalidValue(
                 f"at step {step} this training was on other data: it continued with this at step {segments[0].step}."
             )
-        found = max(segment for segment in segments if segment.step <= step)
+        *_, found = (segment for segment in segments if segment.step <= step)
         self.skip.leave_out(found.num_skips)
         return found
+
+    def check_ranks(self) -> None:
+        """Raise an InvalidValue in all processes of a training if one has other data, and would train on it."""
+        sampler = self.skip.sampler
+        if sampler.num_replicas == 1 or not distributed.is_initialized():
+            return
+        mine, of_ranks = self.state() | {"batch_size": sampler.batch_size}, [None] * sampler.num_replicas
+        distributed.all_gather_object(of_ranks, mine)
+        for rank, theirs in enumerate(of_ranks):
+            for name, value in (theirs or {}).items():
+                first = (of_ranks[0] or {}).get(name)
+                if value != first:
+                    raise InvalidValue(
+                        f"the processes do not train on the same data: {name} is {first} in process 0 and {value} in "
+                        f"process {rank}. Give all nodes the same files and options."
+                    )
 
     def _check_other_data(self, told: str) -> None:
         if not self.continue_with_other_data:

@@ -88,8 +88,5 @@ class Passes:
 
     def _stand_at(self, position: Position, batches: int) -> None:
         self.next_begin, self.batches_before = position, batches
-        self.given = (
-            position,
-            batches,
-            0,
-        )  # a position and its number of batches, and how many more were given to train on
+        # A position and its number of batches, and how many more were given to train on.
+        self.given = position, batches, 0

@@ -97,8 +97,8 @@ class Progress(Callback):
 
     def _begin_segment(self) -> None:
         step, epoch, window = (self._restored[name] for name in ("batches", "epoch", "window"))
-        num_skips = len(self.identity.skip.entries)
-        self._segments.append(Segment(step, epoch, window, self.sampler.global_batch, num_skips))
+        begun = Segment(step, epoch, window, self.sampler.global_batch, len(self.identity.skip.entries))
+        self._segments = [*(segment for segment in self._segments if segment.step < step), begun]
 
     def _position_after(self, batches: int) -> Position:
         # The trainer's count is restored after this object: until then it is below that of the checkpoint.

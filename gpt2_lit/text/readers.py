@@ -668,7 +668,7 @@ def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDe
     return InvalidValue(
         f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
         f"{_line_number(file, offset)}; {error.reason}). "
-        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
+        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
     )
 
 
