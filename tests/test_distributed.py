@@ -97,7 +97,7 @@ def test_two_processes_log_together_what_one_logs_with_batches_twice_as_large(ru
     one, two, printed = runs
     assert "6,144 tokens" in printed
     assert "Warning" not in printed
-    for name in ("source", "logs and checkpoints", "best val loss"):
+    for name in ("source", "saved in", "best val loss"):
         assert printed.count(f"  {name}") == 1
     assert len(list((two / "version_0").glob("events*"))) == 1
     alone, together = logged(one / "version_0"), logged(two / "version_0")

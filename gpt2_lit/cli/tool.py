@@ -170,7 +170,7 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview --data-module instructions alpaca.json --mask-prompt
     """
     from gpt2_lit.data.windows import IGNORED
-    from gpt2_lit.monitor.counts import checked, visible
+    from gpt2_lit.monitor.counts import checked, pieces, visible
 
     data, _, dataset = _data(options)
     state = _state_of_run(data, options)
@@ -205,9 +205,11 @@ def preview(options: argparse.Namespace) -> None:
         if IGNORED in window["target_ids"]:
             _print_masked(console, window, decode)
             continue
-        inputs, targets = ([visible(decode([token])) for token in window[name]] for name in ("input_ids", "target_ids"))
-        # The targets begin one token to the right, where the input that they repeat stands.
-        indent = " " * (cell_len(inputs[0]) + 1)
+        tokens = [*window["input_ids"], window["target_ids"][-1]]
+        # Tokens that are parts of a character stand together. The targets begin one to the right, below the input that
+        # they repeat.
+        first, *rest, last = (visible(decode(piece)) for piece in pieces(decode, tokens))
+        inputs, targets, indent = [first, *rest], [*rest, last], " " * (cell_len(first) + 1)
         console.print(_text(f"\n{_head(window)}", style="bold"))
         for label, line in (("input ", "|".join(inputs)), ("target", indent + "|".join(targets))):
             text = Text.assemble((f"  {label}  ", "dim"), line)
@@ -361,16 +363,22 @@ def neighbours(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """write the weights of a checkpoint as a safetensors file
+    """write the weights of a checkpoint as a safetensors file, or its tables as a Parquet file for a viewer
 
     examples:
       gpt2-lit export best embedding.safetensors
+      gpt2-lit export best embedding.parquet     tokens, counts, norms, neighbours, vectors: for Embedding Atlas
     """
     from gpt2_lit.embedding.pretrained import read_weights, write_weights
 
-    if not options.file.endswith(".safetensors"):
-        raise InvalidValue(f"FILE must end in .safetensors, got {options.file}.")
+    extension = ".parquet" if options.parquet or options.file.endswith(".parquet") else ".safetensors"
+    if not options.file.endswith(extension):
+        names = ".parquet" if options.parquet else ".safetensors or .parquet"
+        raise InvalidValue(f"FILE must end in {names}, got {options.file}.")
     path = _checkpoint(options.checkpoint)
+    if extension == ".parquet":
+        _export_tables(path, options)
+        return
     weights = read_weights(path)
     write_weights(weights, options.file)
     if options.json:
@@ -382,6 +390,33 @@ def export(options: argparse.Namespace) -> None:
     console = _console()
     console.print(table)
     console.print(_text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
+
+
+def _export_tables(path: str, options: argparse.Namespace) -> None:
+    """Write both tables for Embedding Atlas, with what the text of their run tells of the tokens."""
+    from gpt2_lit.embedding.pretrained import read_tables
+    from gpt2_lit.monitor.atlas import write_parquet
+    from gpt2_lit.monitor.counts import Corpus, labels_of_tokens, token_counts, token_label
+
+    tokens, positions = read_tables(path)
+    tokenizer = _tokenizer_of(path)
+    tokens = tokens[: tokenizer.n_vocab]
+    run = _config_of_run(str(Path(path).absolute().parent.parent))
+    if run is None:
+        labels, counts = [token_label(tokenizer.decode, token_id) for token_id in range(len(tokens))], None
+    else:
+        data = _made(run.get("data_module", "text"), run["data"])
+        data.setup("fit")
+        labels = labels_of_tokens(Corpus(tokenizer.decode, data.train_dataset), range(len(tokens)))
+        counts = token_counts(data.train_dataset, len(tokens))
+    write_parquet(options.file, tokens, positions, labels, counts)
+    if options.json:
+        _print_json({"file": options.file, "tokens": len(tokens), "positions": len(positions)})
+        return
+    counted = "" if run else "; without the directory of a run there are no counts"
+    told = f"{options.file}: {len(tokens):,} tokens and {len(positions):,} positions{counted}. To look at them:"
+    command = f"embedding-atlas {shlex.quote(options.file)} --vector vector --neighbors neighbors --text text"
+    _console().print(_text(f"{told}\npip install embedding-atlas\n{command}"), soft_wrap=True)
 
 
 def init(options: argparse.Namespace) -> None:
@@ -716,7 +751,8 @@ The options of a command:  gpt2-lit COMMAND --help
 
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
-    written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+    written.add_argument("file", metavar="FILE", help="ends in .safetensors or .parquet")
+    written.add_argument("--parquet", action="store_true", help="write the tables for Embedding Atlas: FILE.parquet")
 
     begun = command(init)
     begun.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="made if absent (default: here)")
