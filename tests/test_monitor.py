@@ -328,17 +328,22 @@ def test_the_norm_of_each_token_stands_over_its_count(data, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("stride", "alike", "told"),
+    ("stride", "lines", "alike", "told"),
     [
-        (T, False, "cosine of each two vectors"),
-        (2, False, "diagonal lines: the stride, 2"),
-        (2, True, "all alike, as without attention"),
+        (T, True, False, "cosine of each two vectors"),
+        (2, True, False, "diagonal lines: the stride, 2"),
+        (2, False, False, "cosine of each two vectors"),
+        (2, True, True, "all alike, as without attention"),
     ],
 )
-def test_a_heat_map_says_what_there_is_to_see(tmp_path, monkeypatch, stride, alike, told):
+def test_a_heat_map_says_what_there_is_to_see(tmp_path, monkeypatch, stride, lines, alike, told):
     data = GPTDataModule.from_text("a b c d " * 20, tokenizer="words", context_size=T, batch_size=4, stride=stride)
-    if alike:
-        monkeypatch.setattr(gpt2_lit.monitor.monitor, "ALIKE", -1.0)
+    similarity = np.eye(T) + lines * (np.eye(T, k=2) + np.eye(T, k=-2))
+    monkeypatch.setattr(
+        gpt2_lit.monitor.monitor,
+        "position_similarity",
+        lambda table: (np.arange(T), np.ones((T, T)) if alike else similarity),
+    )
     assert figures_drawn(data, tmp_path, monkeypatch)["heat_map"][3] == told
 
 

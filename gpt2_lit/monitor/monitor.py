@@ -332,7 +332,8 @@ class EmbeddingMonitor(Callback):
         if similarity.min() > ALIKE:
             return "all alike, as without attention"
         stride = getattr(getattr(trainer, "datamodule", None), "stride", None)
-        if isinstance(stride, int) and stride < self._embedding.context_size:
+        all_positions = len(similarity) == self._embedding.context_size
+        if isinstance(stride, int) and all_positions and has_diagonal(similarity, stride):
             # Positions a stride apart have the same tokens, in neighbouring windows.
             return f"diagonal lines: the stride, {stride}"
         return "cosine of each two vectors"
@@ -433,6 +434,19 @@ def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, 
     positions = spread(len(table), MAX_CELLS)
     directions = F.normalize(table[positions], dim=-1)
     return np.array(positions), (directions @ directions.T).cpu().double().numpy()
+
+
+def has_diagonal(similarity: Float[np.ndarray, "M M"], offset: int) -> bool:
+    """Whether positions that far apart are more alike than those one more or one less apart.
+
+    Example:
+        >>> has_diagonal(np.eye(9) + np.eye(9, k=4), 4), has_diagonal(np.eye(9), 4), has_diagonal(np.eye(9), 1)
+        (True, False, False)
+    """
+    if not 2 <= offset < len(similarity) - 1:
+        return False
+    before, at, after = (np.diagonal(similarity, k).mean() for k in (offset - 1, offset, offset + 1))
+    return bool(at > max(before, after) + 0.02)
 
 
 def corpus_of(trainer: Trainer) -> Corpus | None:

@@ -121,7 +121,7 @@ def how_to_read(embedding: EmbeddingModule) -> str:
 `train/loss` falls: the text is learned by heart |
 | `embedding_norm/...`: mean norms of a batch's vectors | begin as initialised ({at_start}), grow, and level off | a \
 jump: look at `gradient_norm/total`. Growth without end: weight decay, or a lower learning rate |
-| `gradient_norm/...` | less and less | single peaks: `trainer.gradient_clip_val` |
+| `gradient_norm/...` | rises at first, then falls | single peaks: `trainer.gradient_clip_val` |
 | `vocabulary/seen_fraction` | rises fast, then levels off; a small text has few of the tokens | |
 | `throughput/data_wait_fraction` | near 0 | above 0.1: more `data.num_workers` |
 | `embedding_picture/norm_by_count`: each token's norm | rises with the count | one level: nothing is learned yet |
