@@ -177,6 +177,20 @@ def test_last_in_a_config_is_the_newest_run_too(here: Callable[..., str], tmp_pa
     assert [step for step, _ in logged(tmp_path / "logs/version_0")["train/loss"]] == list(range(6))
 
 
+def test_last_is_looked_for_where_a_config_lets_runs_be_and_under_other_loggers(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: elsewhere}}"
+    (tmp_path / "csv.yaml").write_text(f"trainer: {{logger: {csv}, max_steps: 3}}")
+    here("fit", *SMALL, "--config=csv.yaml")
+    last = "elsewhere/lightning_logs/version_0/checkpoints/last.ckpt"
+    assert f"--ckpt_path last: {last} (step 3, less than a minute ago)" in here(
+        "fit", "--config=csv.yaml", "--ckpt_path=last", "--trainer.max_steps=6"
+    )
+    resumed = torch.load(tmp_path / last.replace("version_0", "version_1"), weights_only=True)
+    assert resumed["global_step"] == 6
+
+
 def test_the_printed_config_is_one_that_can_be_given_back(here: Callable[..., str], tmp_path: Path) -> None:
     printed = here("fit", *SMALL, "--print_config")
     (tmp_path / "whole.yaml").write_text(printed)

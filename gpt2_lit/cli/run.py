@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from logging import getLogger
@@ -336,10 +338,10 @@ def _keep(directory: Path, step: int, num_kept: int) -> None:
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
-    """The checkpoint file that ``--ckpt_path`` names: a path, or the newest ``last`` or ``best`` of all runs.
+    """The checkpoint file that ``--ckpt_path`` names: a path, or ``last`` or ``best`` of the newest run, which is told.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is none. It names the newest run, and the newest one that has such a file.
     """
     if name not in ("last", "best"):
         path = Path(name)
@@ -349,14 +351,57 @@ def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Pat
                 "newest run."
             )
         return path
-    found = Path(log_directory).glob(f"*/checkpoints/{name}.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None:
+    runs = _newest_first(Path(log_directory))
+    found = [path for run in runs if (path := run / "checkpoints" / f"{name}.ckpt").exists()]
+    if not found:
+        newest = f" The newest is {runs[0]} ({_age(_last_written(runs[0]))})." if runs else ""
         raise MissingFile(
-            f"--ckpt_path {name}: no run in {Path(log_directory).resolve()} has a {name}.ckpt. Leave --ckpt_path out "
-            "to start a run, or give the path of a .ckpt file."
+            f"--ckpt_path {name}: no run in {Path(log_directory).resolve()} has a {name}.ckpt.{newest} Leave "
+            "--ckpt_path out to start a run, or give the path of a .ckpt file."
         )
-    return newest
+    if not found[0].is_relative_to(runs[0]):
+        raise MissingFile(
+            f"--ckpt_path {name}: the newest run, {runs[0]} ({_age(_last_written(runs[0]))}), has no {name}.ckpt. The "
+            f"newest that has one is {_described(found[0])}: give this path if you mean it."
+        )
+    _LOG.info(f"--ckpt_path {name}: {_described(found[0])}")
+    return found[0]
+
+
+def _newest_first(root: Path) -> list[Path]:
+    """The runs in a directory of logs, the newest first; other loggers put a directory between."""
+    times = {run: _last_written(run) for run in (root, *root.glob("*/"), *root.glob("*/*/"))}
+    return sorted((run for run in times if times[run]), key=lambda run: times[run], reverse=True)
+
+
+def _last_written(run: Path) -> float:
+    """When a run has begun or has saved something, whichever is later; 0 for what is not a run."""
+    files = [run / "config.yaml", *run.glob("checkpoints/*.ckpt")]
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+
+
+def _described(checkpoint: Path) -> str:
+    """A checkpoint with its step and age."""
+    age = _age(checkpoint.stat().st_mtime)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
+        return f"{checkpoint} (step {state['global_step']:,}, {age})"
+    except Exception:  # who reads all of it tells what is wrong with it
+        return f"{checkpoint} ({age})"
+
+
+def _age(time_then: float) -> str:
+    """How long ago something was, in its largest unit.
+
+    Example:
+        >>> _age(time.time() - 7300)
+        '2 hours ago'
+    """
+    seconds = int(time.time() - time_then)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if number := seconds // length:
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "less than a minute ago"
 
 
 def directory_of_checkpoint(checkpoint: Path) -> Path | None:

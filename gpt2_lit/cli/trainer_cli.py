@@ -7,7 +7,6 @@ import sys
 import tempfile
 import warnings
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -135,18 +134,19 @@ class EmbeddingCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         config.ckpt_path = self._ckpt_path
         logger = config.trainer.logger
-        if not is_run_logger(logger):
-            return
-        if config.trainer.default_root_dir and logger.init_args.save_dir == LOG_DIRECTORY:
-            logger.init_args.save_dir = str(config.trainer.default_root_dir)
-        _check_writable(logger.init_args.save_dir)
+        root = getattr(getattr(logger, "init_args", None), "save_dir", None) or LOG_DIRECTORY
+        if config.trainer.default_root_dir and root == LOG_DIRECTORY:
+            root = str(config.trainer.default_root_dir)
+        if is_run_logger(logger):
+            logger.init_args.save_dir = root
+            _check_writable(root)
         if config.ckpt_path is None:
             return
-        # A run is resumed in its directory: TensorBoard then shows one curve, not two.
-        checkpoint = find_checkpoint(str(config.ckpt_path), logger.init_args.save_dir)
+        checkpoint = find_checkpoint(str(config.ckpt_path), root)
         config.ckpt_path = str(checkpoint)
         directory = directory_of_checkpoint(checkpoint)
-        if directory and logger.init_args.version is None:
+        # A run is resumed in its directory: TensorBoard then shows one curve, not two.
+        if directory and is_run_logger(logger) and logger.init_args.version is None:
             number = directory.name.removeprefix("version_")
             logger.init_args.save_dir = str(directory.parent)
             logger.init_args.version = int(number) if number.isdecimal() else directory.name
@@ -184,7 +184,7 @@ def run(args: list[str], prog: str) -> None:
         sys.argv[1:] = _with_options_of_the_run(args)
         _find_named_modules(sys.argv[1:])
         try:
-            EmbeddingCLI(prog, _data_module(sys.argv[1:]))
+            EmbeddingCLI(prog, _given(sys.argv[1:], "data_module") or "text")
         except UnpicklingError as error:  # torch's advice is to run the code
             raise InvalidValue(
                 "--ckpt_path: the file is not a checkpoint of tensors and plain values, and reading it would run code. "
@@ -194,10 +194,11 @@ def run(args: list[str], prog: str) -> None:
 
 def _with_options_of_the_run(args: list[str]) -> list[str]:
     """The command line with the configuration of the run that ``--ckpt_path`` names before it, which it overrides."""
-    name = _option(args, "--ckpt_path")
+    name = _given(args, "ckpt_path")
     if name is None:
         return args
-    root = _option(args, "--trainer.logger.save_dir") or _option(args, "--trainer.default_root_dir") or LOG_DIRECTORY
+    directories = ("trainer.logger.save_dir", "trainer.logger.init_args.save_dir", "trainer.default_root_dir")
+    root = next(filter(None, (_given(args, key) for key in directories)), LOG_DIRECTORY)
     checkpoint = find_checkpoint(name, root)
     directory = directory_of_checkpoint(checkpoint)
     options = []
@@ -225,20 +226,23 @@ def _confirm_trust(config: Path, is_given: bool) -> list[str]:
     raise NotPermitted(f"{told}\nGive --trust-run if you trust whoever made it, or --ignore-run-config and options.")
 
 
-def _data_module(args: list[str]) -> str:
-    """The last that the command line and its configs say of it: on it depends which options there are."""
-    chosen = "text"
+def _given(args: list[str], key: str) -> str | None:
+    """The last that the command line and its configs say of an option, before there is a parser to ask."""
+    found = None
     for option, value in zip(args, [*args[1:], ""], strict=True):
         name, equals, same = option.partition("=")
         value = same if equals else value
-        if name in ("--data_module", "--data-module"):
-            chosen = value
+        if name.replace("-", "_") == f"__{key}":
+            found = value
         elif name == "--config":
             with suppress(
                 OSError, ValueError, AttributeError, yaml.YAMLError
             ):  # the parser tells what is wrong with it
-                chosen = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get("data_module", chosen)
-    return chosen
+                node = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                for part in key.split("."):
+                    node = (node or {}).get(part)
+                found = found if node is None else str(node)
+    return found
 
 
 def _find_named_modules(args: list[str]) -> None:
@@ -252,12 +256,6 @@ def _find_named_modules(args: list[str]) -> None:
     here = os.getcwd()
     if here not in sys.path and any(Path(f"{root}.py").is_file() or Path(root).is_dir() for root in roots):
         sys.path.append(here)
-
-
-def _option(args: list[str], name: str) -> str | None:
-    values = [arg.partition("=")[2] for arg in args if arg.startswith(f"{name}=")]
-    values += [value for option, value in pairwise(args) if option == name]
-    return values[-1] if values else None
 
 
 def _check_writable(directory: str) -> None:
