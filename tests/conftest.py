@@ -153,4 +153,8 @@ class Marker:
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of a run as TensorBoard reads them: for each tag its (step, value) pairs."""
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    # Files of one second come in any order.
+    return {
+        tag: sorted(((event.step, event.value) for event in events.Scalars(tag)), key=lambda pair: pair[0])
+        for tag in events.Tags()["scalars"]
+    }

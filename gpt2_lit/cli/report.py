@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
+from gpt2_lit.cli.validation import validation_rule
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.errors import printable
@@ -75,7 +76,7 @@ class RunReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and (data := _data(trainer)):
-            print(f"\n{printable(data.summary())}\n", flush=True)
+            print(f"\n{printable(data.summary())}\n  val at  {validation_rule(trainer, data)}\n", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = time.perf_counter()

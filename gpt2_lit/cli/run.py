@@ -1,5 +1,6 @@
 """a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
+import math
 import os
 import shutil
 import time
@@ -20,7 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue, MissingFile, without_secrets
-from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
+from gpt2_lit.lightning_private import (
+    before_validation,
+    is_last_batch,
+    validates_only_to_stop,
+    validation_begins_again,
+    validation_follows,
+)
 from gpt2_lit.store.storage import put_in_place, sync_directory
 from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
@@ -179,6 +186,7 @@ class RunCheckpoint(Checkpoint):
         self._step_is_done = True
         self._saving_is_due = False
         self._stopping = False
+        self._validates_only_to_stop = False
         self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
 
@@ -221,6 +229,7 @@ class RunCheckpoint(Checkpoint):
             or trainer.global_step // self.every_n_steps > self._seen_step // self.every_n_steps
         )
         self._seen_step = trainer.global_step
+        self._validates_only_to_stop = validates_only_to_stop(trainer)
         # Resuming from here would skip the validation that is due, and the end of the epoch.
         if not validation_follows(trainer) and not is_last_batch(trainer):
             self._save_if_due(trainer)
@@ -241,9 +250,13 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None and score < self.best_score:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
+            return
+        if score < self.best_score or not math.isfinite(self.best_score):  # also NaN, until there is a better one
             self.best_score = float(score)
             self._save(trainer, "best.ckpt")
+            if self._validates_only_to_stop:
+                self._save(trainer, "last.ckpt")  # with this score: no validation comes when it is resumed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch that max_steps cut off is not over: it is resumed from what was saved at its last step.
@@ -298,7 +311,8 @@ class RunCheckpoint(Checkpoint):
         self._stopping = self._signals.stop_is_wanted(trainer)
         if self._stopping or self._saving_is_due:
             self._saving_is_due = False
-            with validation_begins_again(trainer) if trainer.validating else nullcontext():
+            begins_again = trainer.validating and not self._validates_only_to_stop
+            with validation_begins_again(trainer) if begins_again else nullcontext():
                 self._save(trainer, "last.ckpt")
             if self.keep_last > 1 and self.directory and trainer.is_global_zero:
                 _keep(self.directory, trainer.global_step, self.keep_last)
@@ -310,7 +324,11 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.directory is None:
             return
-        with _whole(self.directory / name, trainer.is_global_zero) as aside:
+        is_before = trainer.validating and self._validates_only_to_stop
+        with (
+            _whole(self.directory / name, trainer.is_global_zero) as aside,
+            before_validation(trainer) if is_before else nullcontext(),
+        ):
             trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
         trainer.strategy.barrier()
         self._name_files([name])

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from gpt2_lit.cli.run import (
     find_checkpoint,
     is_run_logger,
 )
+from gpt2_lit.cli.validation import RunValidation
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.instructions import InstructionDataModule
 from gpt2_lit.errors import FileError, InvalidValue, NotPermitted, printable
@@ -63,9 +65,14 @@ class RunTrainer(Trainer):
     Args:
         limit_train_batches: Training batches in an epoch: a whole number, or a share with a decimal point, 1.0 for all.
             Value is per process.
-        limit_val_batches: The same for a validation.
+        limit_val_batches: The same for a validation; they are spread evenly. None is all, and at most 50 within fit.
         limit_test_batches: The same for a test.
         limit_predict_batches: The same for a prediction.
+        val_check_interval: Training batches from one validation to the next, or with a decimal point a share of the
+            epoch, or a time like 00:01:00:00. None is an epoch, and in longer ones 2,000 steps. The end of the training
+            is always validated.
+        num_sanity_val_steps: Batches to validate on before the first step. None is as many as later, and then the
+            values are on the curves.
     """
 
     # The Trainer's own type, Union[int, float], is the same object as Union[float, int] where that was made before, and
@@ -77,6 +84,8 @@ class RunTrainer(Trainer):
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        num_sanity_val_steps: int | None = None,
         **options: Any,
     ) -> None:
         if options.get("enable_checkpointing") is False:
@@ -86,6 +95,8 @@ class RunTrainer(Trainer):
             limit_val_batches=limit_val_batches,
             limit_test_batches=limit_test_batches,
             limit_predict_batches=limit_predict_batches,
+            val_check_interval=val_check_interval,
+            num_sanity_val_steps=num_sanity_val_steps,
             **options,
         )
 
@@ -162,7 +173,12 @@ class EmbeddingCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self.config_init[self.config.subcommand].trainer
         given = config.callbacks or []
-        callbacks = [*(given if isinstance(given, list) else [given]), RunReport(self.prog)]
+        validation = RunValidation(
+            interval_is_given=config.val_check_interval is not None or config.check_val_every_n_epoch != 1,
+            limit_is_given=config.limit_val_batches is not None,
+            start_is_given=config.num_sanity_val_steps is not None,
+        )
+        callbacks = [*(given if isinstance(given, list) else [given]), validation, RunReport(self.prog)]
         # Named here, because Lightning takes others by itself where rich happens to be installed.
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgressBar(refresh_rate=1 if sys.stdout.isatty() else 100))

@@ -267,17 +267,14 @@ class GPTDataModule(LightningDataModule):
         return self._loader(_set_up(self.train_dataset), sampler, passes)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
+        limit = self.trainer.limit_val_batches if self.trainer else None
+        return self._evaluation_loader(self.val_dataset, limit) if self.val_dataset else []
 
     def test_dataloader(self) -> DataLoader:
-        if self.test_dataset is None:
-            raise InvalidValue(
-                "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
-            )
-        return self._evaluation_loader(self.test_dataset)
+        return self._evaluation_loader(self._test_windows, self.trainer.limit_test_batches if self.trainer else None)
 
     def predict_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
+        return self._evaluation_loader(self._test_windows)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, in plain numbers and strings; empty before a training.
@@ -431,11 +428,23 @@ class GPTDataModule(LightningDataModule):
         loader.for_one_process = not self.trainer and sampler.num_replicas == 1
         return loader
 
-    def _evaluation_loader(self, dataset: Windows) -> DataLoader:
+    @property
+    def _test_windows(self) -> Windows:
+        if self.test_dataset is None:
+            raise InvalidValue(
+                "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
+            )
+        return self.test_dataset
+
+    def _evaluation_loader(self, dataset: Windows, limit: int | float | None = None) -> DataLoader:
+        """All windows in reading order; or, to a limit of so many batches, windows spread evenly over all."""
         rank, world_size = self._rank_and_world_size
-        sampler = WindowSampler(
-            len(dataset), self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
-        )
+        total = kept = len(dataset)
+        if limit and isinstance(limit, int):
+            kept = min(total, limit * self.batch_size * world_size)
+        sampler = WindowSampler(kept, self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size)
+        if kept < total:
+            sampler.permute = lambda positions, *_: positions * total // kept
         return self._loader(dataset, sampler)
 
     @property
