@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.cli.options import OptionParser
-from gpt2_lit.cli.report import RunProgressBar, RunReport
+from gpt2_lit.cli.progress_bar import RunProgressBar
+from gpt2_lit.cli.report import RunReport
 from gpt2_lit.cli.run import (
     LOG_DIRECTORY,
     RunCheckpoint,
@@ -193,7 +194,7 @@ class EmbeddingCLI(LightningCLI):
 def run(args: list[str], prog: str) -> None:
     """Run a command line of LightningCLI."""
     _keep_quiet()
-    prepare_console()
+    prepare_console(logging.INFO, "lightning.pytorch", "lightning.fabric")
     # A progress bar may stand on the line.
     with errors_as_messages(MisconfigurationException, start="\nerror: "):
         # Not handed over as a list: strategies that start more processes call the program again as it stands here.
@@ -292,7 +293,13 @@ def _keep_quiet() -> None:
     def matters(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         return not any(
-            noise in message for noise in ("Tip: For seamless", "TPU available: False", "already configured")
+            noise in message
+            for noise in (
+                "Tip: For seamless",
+                "TPU available: False",
+                "already configured",
+                "`Trainer.fit` stopped: `max_",
+            )
         )
 
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

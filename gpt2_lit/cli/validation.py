@@ -31,12 +31,12 @@ class RunValidation(Callback):
         self.start_is_given = start_is_given
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.limit_val_batches:
+        if getattr(trainer, "fast_dev_run", False) or not trainer.limit_val_batches:
             return
         interval = EVERY_N_STEPS * trainer.accumulate_grad_batches
         if not self.interval_is_given and batches_in_epoch(trainer) > interval:
             trainer.val_check_interval, trainer.check_val_every_n_epoch = interval, None
-        if not self.limit_is_given and not trainer.overfit_batches:
+        if not self.limit_is_given and not getattr(trainer, "overfit_batches", 0):
             trainer.limit_val_batches = NUM_BATCHES
         if not self.start_is_given:
             trainer.num_sanity_val_steps = float("inf")
