@@ -52,6 +52,27 @@ class Blocks(nn.Module):
         return self.layers(vectors)
 
 
+class Sized(nn.Module):
+    """A backbone that has to know its width, and a number of its own."""
+
+    def __init__(self, embed_dim: int, context_size: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ArithmeticError("no heads")
+        self.sizes = (embed_dim, context_size, num_heads)
+        self.layer = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.layer(vectors)
+
+
+class Raises(nn.Module):
+    """A backbone with a bug."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        raise ArithmeticError("no vectors")
+
+
 class CutsOff(nn.Module):
     """A backbone that changes the shape."""
 
@@ -293,6 +314,73 @@ TYPOS = [
     (["fit", "--model.vocab_size=9"], "model.vocab_size", "must be given via"),
     (["fit", "--config=none.yaml"], "none.yaml", ""),
 ]
+
+
+BACKBONE = "--model.backbone"
+VALUES = [
+    (["--trainer.max_epochs=two"], "--trainer.max_epochs: two is not a whole number or null. For example: --trainer.m"),
+    (["--seed_everything=abc"], "--seed_everything: abc is not true or false or a whole number. For example: --seed_"),
+    (
+        ["--model.optimizer=AdamW2"],
+        "no Optimizer called AdamW2. Give its import path, like my_module.AdamW2\n  did you",
+    ),
+    (["--model.optimizer.lr=abc"], "--model.optimizer.lr: abc is not a number. For example: --model.optimizer.lr 0.0"),
+    (["--data.batch_size=1.5"], "--data.batch_size: 1.5 is not a whole number. For example: --data.batch_size 8"),
+    (["--data.shuffle=foo"], "--data.shuffle: foo is not one of global, block or true or false. For example: --data.s"),
+    (["--model.init=foo"], "--model.init: foo is not one of gpt2, normal. For example: --model.init gpt2"),
+    (["--config=value.yaml"], "--data.batch_size: x is not a whole number. For example: --data.batch_size 8"),
+    (["--trainer.logger=WandbLoger"], "did you mean --trainer.logger WandbLogger?"),
+    (["--model.optimizer=SGD", "--model.optimizer.lrr=1"], "SGD has no argument 'lrr'\n  did you mean --model.opt"),
+    (["--model.optimizer.lr=-1", "--trainer.max_steps=1"], "model.optimizer: Invalid learning rate: -1.0. Set its arg"),
+    ([BACKBONE, "my_module.Blocks"], "no module my_module, neither in "),
+    ([BACKBONE, "test_cli.Blokcs"], "has no Blokcs\n  did you mean --model.backbone test_cli.Blocks?"),
+    (
+        [BACKBONE, "conftest.Disk"],
+        "conftest.Disk is not a Module: it must be a subclass of torch.nn.modules.module.Mod",
+    ),
+    ([BACKBONE, "broken.Blocks"], "importing broken fails: ZeroDivisionError: division by zero (broken.py, line 1)"),
+    ([BACKBONE, "test_cli.Sized"], "test_cli.Sized needs num_heads. Give --model.backbone.num_heads ..."),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=x"], "--model.backbone.num_heads: x is not a whole number."),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_headz=3"], "did you mean --model.backbone.num_heads?"),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=0"], "test_cli.Sized raised ArithmeticError: no heads (test_"),
+    (
+        [BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=1", f"{BACKBONE}.embed_dim=9"],
+        "--model.backbone.embed_dim is 9, and --model.embed_dim is 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), VALUES, ids=lambda value: " ".join(value)[:60])
+def test_a_wrong_value_is_a_line_with_the_option_what_is_wrong_and_what_is_right(
+    here: Callable[..., str], tmp_path: Path, args: list[str], message: str
+) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "value.yaml").write_text("data: {batch_size: x}")
+    printed = here("fit", *args)
+    told = printed[printed.index("error: ") :]
+    assert message in told
+    assert "Traceback" not in printed
+    assert not re.search("Parser key|Union|<class|Expected|Subtypes", told)
+    assert len(told.splitlines()) <= 3
+
+
+def test_a_backbone_gets_the_width_and_the_context_size_and_loads_again(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    options = [BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=2", f"{BACKBONE}.embed_dim=8"]
+    here("fit", *SMALL, *options, "--data.context_size=16", "--trainer.max_steps=1")
+    here("fit", "--ckpt_path=last", "--trainer.max_steps=2")
+    model = EmbeddingStub.load_from_checkpoint(tmp_path / "logs/version_0/checkpoints/last.ckpt")
+    assert model.backbone.sizes == (8, 16, 2)
+    assert torch.load(tmp_path / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_an_error_in_a_backbone_names_it_beside_its_traceback(here: Callable[..., str]) -> None:
+    with pytest.raises(ArithmeticError, match="no vectors") as raised:
+        here("fit", *SMALL, BACKBONE, "test_cli.Raises")
+    assert raised.value.__notes__ == [
+        "model.backbone: test_cli.Raises raised this, given vectors (B, T, D) = (8, 32, 8)."
+    ]
 
 
 @pytest.mark.parametrize(("args", "wrong", "meant"), TYPOS, ids=lambda value: " ".join(value)[:40])

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gpt2_lit.cli.explain import raised_in, raised_where
 from gpt2_lit.cli.messages import errors_as_messages, prepare_console
 from gpt2_lit.cli.options import OptionParser
 from gpt2_lit.cli.progress_bar import RunProgressBar
@@ -53,6 +54,7 @@ TRUST_HELP = "With ``--ckpt_path``: run the code that the config.yaml of a run f
 IGNORE_HELP = "With ``--ckpt_path``: leave the config.yaml of its run out; only the options given here count."
 
 
+BACKBONE_LINKS = {"model.embed_dim": "embed_dim", "data.context_size": "context_size"}
 DATA_MODULES = {"text": GPTDataModule, "instructions": InstructionDataModule}
 DATA_MODULE_HELP = (
     "What data.source holds: a text, or instructions with answers for fine-tuning. Each has its options, which "
@@ -135,6 +137,8 @@ class EmbeddingCLI(LightningCLI):
         parser.set_defaults({"model.optimizer": optimizer})
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.context_size", "model.context_size")
+        for source, name in BACKBONE_LINKS.items():  # of a backbone that takes them
+            parser.link_arguments(source, f"model.backbone.init_args.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -144,6 +148,7 @@ class EmbeddingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
+        _check_links(sys.argv[1:], config)
         config.ckpt_path = self._ckpt_path
         logger = config.trainer.logger
         root = getattr(getattr(logger, "init_args", None), "save_dir", None) or LOG_DIRECTORY
@@ -162,6 +167,15 @@ class EmbeddingCLI(LightningCLI):
             number = directory.name.removeprefix("version_")
             logger.init_args.save_dir = str(directory.parent)
             logger.init_args.version = int(number) if number.isdecimal() else directory.name
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            backbone = self.config[self.config.subcommand].model.backbone
+            if backbone is None or (raised := raised_in(error, backbone.class_path)) is None:
+                raise
+            raise InvalidValue(f"--model.backbone: {backbone.class_path} raised {raised_where(raised)}.") from error
 
     def before_fit(self) -> None:
         for name in attributes_to_find(self.trainer):
@@ -241,6 +255,18 @@ def _confirm_trust(config: Path, is_given: bool) -> list[str]:
         if input("Do you trust whoever made it? [y/N] ").strip().lower() in ("y", "yes"):
             return ["--trust-run"]
     raise NotPermitted(f"{told}\nGive --trust-run if you trust whoever made it, or --ignore-run-config and options.")
+
+
+def _check_links(args: list[str], config: Any) -> None:
+    """Refuse another value of what a backbone gets from elsewhere, which the parser would not take."""
+    for source, name in BACKBONE_LINKS.items():
+        keys = f"model.backbone.init_args.{name}", f"model.backbone.{name}"
+        given = next(filter(None, (_given(args, key) for key in keys)), None)
+        if given is not None and given != str(config[source]):
+            raise InvalidValue(
+                f"--model.backbone.{name} is {given}, and --{source} is {config[source]}: the backbone gets that one. "
+                f"Leave --model.backbone.{name} out, or set --{source}."
+            )
 
 
 def _given(args: list[str], key: str) -> str | None:
