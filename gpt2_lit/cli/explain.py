@@ -188,7 +188,7 @@ def _class_of(hint: Any) -> type | None:
             return _class_of(typing.get_args(part)[-1])
         if typing.get_origin(part) is list:
             return _class_of(typing.get_args(part)[0])
-        if isinstance(part, type) and part.__module__ != "builtins" and not issubclass(part, os.PathLike):
+        if isinstance(part, type) and part.__module__ != "builtins" and not issubclass(part, Path):
             return part
     return None
 
