@@ -7,6 +7,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import contextlib
+import logging
 import re
 import signal
 import struct
@@ -42,6 +43,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("GPT2_LIT_CACHE", str(folder))
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))  # the key that runs are signed with
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def handlers_of_lightning() -> None:
+    """A program that a test runs in this process lets records of Lightning through a handler of its own: not here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).__class__ = KeepsHandlers
+
+
+class KeepsHandlers(logging.Logger):
+    """Its handlers are not replaced."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "handlers":
+            super().__setattr__(name, value)
 
 
 @pytest.fixture

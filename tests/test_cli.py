@@ -219,6 +219,13 @@ def test_the_printed_config_is_one_that_can_be_given_back(here: Callable[..., st
     assert yaml.safe_load(printed)["data"]["context_size"] == 32
 
 
+def test_another_optimizer_keeps_the_learning_rate(here: Callable[..., str]) -> None:
+    config = yaml.safe_load(here("fit", "--model.optimizer.lr=0.5", "--model.optimizer=SGD", "--print_config"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
+    config = yaml.safe_load(here("fit", "--model.optimizer=SGD", "--print_config"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.003
+
+
 def test_the_saved_config_repeats_the_run(here: Callable[..., str], tmp_path: Path) -> None:
     here("fit", *SMALL, "--trainer.max_epochs=1", "--model.optimizer=SGD", "--model.optimizer.lr=0.5")
     here("fit", "--config=logs/version_0/config.yaml")
@@ -403,12 +410,18 @@ BAD = [
     (["--data.source=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
     (["--data.source=short.txt"], "one window needs context_size + 1 = 33 tokens"),
     (["--data.source=short.txt", "--data.val_fraction=0"], "one window needs context_size + 1 = 33 tokens"),
-    (["--data.source=medium.txt"], "33 tokens in train and 33 for val, and the text has 50"),
+    (
+        ["--data.source=medium.txt"],
+        "for val, and the text has 50. Lower data.context_size to at most 24",
+    ),
     (["--data.source="], "data.source is empty"),
     ([f"--data.seed={2**63}"], "seed must be from -9223372036854775808 to 9223372036854775807"),
     (["--data.stride=0"], "stride must be at least 1, got 0"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
-    (["--data.batch_size=1000"], "too few windows for one full batch"),
+    (
+        ["--data.batch_size=1000"],
+        "and the train split has 99. Lower data.batch_size to at most 99",
+    ),
     (["--data.context_size=0"], "context_size must be at least 1, got 0"),
     (["--data.num_workers=-1"], "num_workers must be at least 0, got -1"),
     (["--data.val_fraction=1"], "val_fraction must be at least 0 and below 1, got 1.0"),
@@ -421,6 +434,10 @@ BAD = [
     (["--monitor.every_n_steps=-1"], "every_n_steps must be at least 0, got -1. Set monitor.every_n_steps"),
     (["--trainer.logger.save_dir=empty.txt"], "the log directory empty.txt cannot be written"),
     (["--trainer.accelerator=cpuu"], "invalid accelerator name"),
+    (
+        ["--trainer.accelerator=mps"] if torch.cuda.is_available() else ["--trainer.accelerator=gpu"],
+        "This machine has: ",
+    ),
     (
         ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.attr_name=rate"],
         "the learning rate finder's attr_name must be an attribute of the model, got rate",

@@ -22,7 +22,10 @@ def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..
 
     assert "30 steps, 2.5 epochs, 7,680 tokens" in results(on)
     assert results(on) == results(whole)
-    assert "trained" not in here("fit", "--ckpt_path=last", "--trainer.max_steps=30"), "nothing was left to do"
+    again = here("fit", "--ckpt_path=last", "--trainer.max_steps=30")
+    assert "trained" not in again
+    assert "nothing was left to do: this run had come to its end, 30 steps" in again
+    assert "nothing was left to do" not in whole + on
 
 
 def test_a_checkpoint_of_a_report_that_counted_for_itself_still_loads(here: Callable[..., str], tmp_path: Path) -> None:

@@ -70,13 +70,13 @@ def _thread_error(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-class _AboveBars(logging.StreamHandler):
+class _AboveBars(logging.Handler):
     """Writes a record above the progress bars of tqdm, if there are any, which stay in one piece below it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")
-        with tqdm.tqdm.external_write_mode(file=self.stream) if tqdm else nullcontext():
-            super().emit(record)
+        with tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Printable(logging.Formatter):

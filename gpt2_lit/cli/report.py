@@ -53,6 +53,10 @@ class RunReport(Callback):
         self.seconds += time.perf_counter() - self.begun
         self.last = self._values(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step and not self.last and trainer.is_global_zero:
+            print(f"nothing was left to do: this run had come to its end, {trainer.global_step:,} steps")
+
     def state_dict(self) -> dict[str, Any]:
         self._throughput.count(self._trainer)  # all processes are here
         return {"seconds": self.seconds, "first": self.first}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -203,6 +204,20 @@ class EmbeddingCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, **options)
         except (ValueError, TypeError) as error:
             raise InvalidValue(f"trainer: {error}") from None
+        except (MisconfigurationException, ModuleNotFoundError) as error:  # of torch_xla, for a tpu
+            if config.accelerator in ("auto", "cpu"):
+                raise
+            here = ", ".join(_accelerators_here())
+            raise InvalidValue(
+                f"--trainer.accelerator {config.accelerator}: {error} This machine has: {here}. Leave the option "
+                "out to use the best of them; torch.cuda.is_available() must be true for gpu."
+            ) from None
+
+
+def _accelerators_here() -> list[str]:
+    """The accelerators that can be used, with the number of devices."""
+    kinds = {name: AcceleratorRegistry[name]["accelerator"] for name in sorted(AcceleratorRegistry)}
+    return [f"{name} ({kind.auto_device_count()})" for name, kind in kinds.items() if kind.is_available()]
 
 
 def run(args: list[str], prog: str) -> None:
