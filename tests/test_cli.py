@@ -308,6 +308,26 @@ def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelat
             assert not text[i + 1].strip().startswith("(type:"), f"not explained: {text[i]}"
 
 
+def test_a_run_may_have_a_name_and_resumes_under_it(here: Callable[..., str], tmp_path: Path) -> None:
+    for _ in range(2):
+        here("fit", *SMALL, "--name=rain", "--trainer.max_steps=1")
+    here("fit", *SMALL, "--trainer.max_steps=1")
+    here("fit", "--ckpt_path=logs/rain/checkpoints/last.ckpt", "--trainer.max_steps=2")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rain", "rain-2", "version_0"]
+    steps = [
+        torch.load(tmp_path / f"logs/{name}/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        for name in ("rain", "rain-2")
+    ]
+    assert steps == [2, 1]
+
+
+def test_the_help_begins_with_our_options_and_ends_with_lightnings(here: Callable[..., str]) -> None:
+    printed = here("fit", "--help")
+    options = ["--name", "--data.source", "--model.embed_dim", "--checkpoint.monitor", "--monitor.every", "--trainer.a"]
+    places = [printed.index(f"  {option}") for option in options]
+    assert places == sorted(places)
+
+
 TYPOS = [
     (["fit", "--data.contxt_size=5"], "no option --data.contxt_size", "did you mean --data.context_size?"),
     (["fit", "--lr=1"], "no option --lr", "did you mean --model.optimizer.lr?"),
@@ -430,6 +450,7 @@ BAD = [
     (["--model.dropout=1"], "dropout must be at least 0 and below 1, got 1.0"),
     (["--model.embed_dim=0"], "embed_dim must be at least 1, got 0"),
     (["--model.backbone=test_cli.CutsOff"], "the backbone CutsOff must map (B, T, D) = (8, 32, 8) to the same shape"),
+    (["--name=a/b"], "--name is that of a directory among the logs, without / and \\, got 'a/b'"),
     (["--checkpoint.every_n_steps=0"], "every_n_steps must be at least 1, got 0"),
     (["--monitor.every_n_steps=-1"], "every_n_steps must be at least 0, got -1. Set monitor.every_n_steps"),
     (["--trainer.logger.save_dir=empty.txt"], "the log directory empty.txt cannot be written"),

@@ -64,6 +64,12 @@ class OptionParser(LightningArgumentParser):
         kwargs.setdefault("allow_abbrev", False)  # or --trainer.max_epoch would pass as --trainer.max_epochs
         super().__init__(*args, **kwargs)
 
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The general options, then ours of data, model, checkpoint and monitor; Lightning's are the last."""
+        groups: Any = self._action_groups  # declared as a Sequence, and a list
+        groups.sort(key=_place)
+        return super().format_help(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:  # a parser within the parser: the outer one tells
             super().error(message, ex)
@@ -72,3 +78,11 @@ class OptionParser(LightningArgumentParser):
         text, meant = explain(parser, message, ex)
         hint = f"\n  did you mean {' or '.join(meant)}?" if meant else ""
         self.exit(2, f"error: {printable(text)}{hint}\n  for all options: {prog} --help\n")
+
+
+def _place(group: Any) -> int:
+    """Where a group of options stands in the help."""
+    prefixes = [action.dest.partition(".")[0] for action in group._group_actions if "." in action.dest]
+    places = ["", "data", "model", "checkpoint", "monitor", "trainer"]
+    prefix = prefixes[0] if prefixes else ""
+    return places.index(prefix) if prefix in places else len(places) - 1

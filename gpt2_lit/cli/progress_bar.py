@@ -50,7 +50,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_sanity_check_start(self, *_: Any) -> None:
         super().on_sanity_check_start(*_)
-        self.val_progress_bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+        self.val_progress_bar.bar_format = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
         self.val_progress_bar.set_description("Validation before step 1")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

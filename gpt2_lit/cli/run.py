@@ -6,7 +6,8 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,15 @@ class RunLogger(TensorBoardLogger):
         save_dir: Directory of all runs.
         version: Number of the run, or a name for its directory. None is the next free number, or, with
             ``--ckpt_path``, that of the run that is resumed.
+        run_name: Name for the directory of a new run in place of its number; NAME-2 and so on where it is taken.
     """
 
     # Without **kwargs: what is not an option here is neither in --help nor in config.yaml.
-    def __init__(self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None) -> None:
+    def __init__(
+        self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None, run_name: str | None = None
+    ) -> None:
         super().__init__(save_dir, name="", version=version, default_hp_metric=False)
+        self._run_name = run_name
         self._number = version
         self._made = False
 
@@ -57,7 +62,8 @@ class RunLogger(TensorBoardLogger):
         if self._number is None:
             if not _is_rank_zero():  # trainer.log_dir, which is what counts, is that of rank 0
                 return super().version
-            self._number = _claim_number(Path(self.root_dir))
+            root = Path(self.root_dir)
+            self._number = _claim_name(root, self._run_name) if self._run_name else _claim_number(root)
             self._made = True
         return self._number
 
@@ -457,6 +463,17 @@ def _claim_number(root: Path) -> int:
             return number
         except FileExistsError:
             number += 1
+
+
+def _claim_name(root: Path, name: str) -> str:
+    """A name, or the first of name-2, name-3 and so on that is free, as a directory made here and by nobody else."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        free = name if number == 1 else f"{name}-{number}"
+        with suppress(FileExistsError):
+            (root / free).mkdir()
+            return free
+    raise AssertionError("numbers do not end")
 
 
 @contextmanager

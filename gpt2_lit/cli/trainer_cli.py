@@ -51,6 +51,10 @@ TRAINER_DEFAULTS = {
 
 TRUST_RUN = {"--trust_run", "--trust-run"}
 IGNORE_RUN = {"--ignore_run_config", "--ignore-run-config"}
+NAME_HELP = (
+    "Name of a new run: its directory is logs/NAME, or NAME-2 and so on where that is taken. Null is the next free "
+    "number, logs/version_N. A resumed run keeps its own."
+)
 TRUST_HELP = "With ``--ckpt_path``: run the code that the config.yaml of a run from elsewhere names."
 IGNORE_HELP = "With ``--ckpt_path``: leave the config.yaml of its run out; only the options given here count."
 
@@ -127,6 +131,8 @@ class EmbeddingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help=NAME_HELP)
+        parser.link_arguments("name", "trainer.logger.init_args.run_name")
         parser.add_argument("--trust_run", "--trust-run", action="store_true", help=TRUST_HELP)
         parser.add_argument("--ignore_run_config", "--ignore-run-config", action="store_true", help=IGNORE_HELP)
         parser.add_argument(
@@ -150,6 +156,8 @@ class EmbeddingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         _check_links(sys.argv[1:], config)
+        if config.name is not None and (not config.name.strip(". ") or {"/", "\\"}.intersection(config.name)):
+            raise InvalidValue(f"--name is that of a directory among the logs, without / and \\, got {config.name!r}.")
         config.ckpt_path = self._ckpt_path
         logger = config.trainer.logger
         root = getattr(getattr(logger, "init_args", None), "save_dir", None) or LOG_DIRECTORY
