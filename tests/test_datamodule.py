@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -812,3 +813,26 @@ def test_a_limited_validation_is_spread_evenly_over_the_text(words: Path, limit:
     data.prepare_data()
     data.setup("validate")
     assert [window[0].item() for batch in data.val_dataloader() for window in batch.input_ids] == firsts
+
+
+def test_a_data_module_says_what_it_is_in_python_and_in_a_notebook(words: Path) -> None:
+    data = GPTDataModule(words, "words", context_size=4)
+    assert repr(data) == f"GPTDataModule({str(words)!r}, context_size=4, batch_size=8)"
+    data.setup("fit")
+    assert repr(data) == f"GPTDataModule({str(words)!r}, context_size=4, batch_size=8)\n{data.summary()}"
+    assert str(data) == repr(data)
+    marked = GPTDataModule.from_text("<b>", tokenizer="words")
+    marked.source = Source.of("<b>.txt")
+    assert marked._repr_html_().startswith("<pre>GPTDataModule(&#x27;&lt;b&gt;.txt&#x27;, context_size=32")
+
+
+def test_a_preview_shows_the_first_windows_of_training_and_changes_nothing(words: Path, capsys: Any) -> None:
+    data, other = (GPTDataModule(words, "words", context_size=2, batch_size=4) for _ in range(2))
+    data.preview(6)
+    lines = capsys.readouterr().out.splitlines()
+    other.setup("fit")
+    batches = iter(other.train_dataloader())
+    firsts = [int(first) for _ in range(2) for first in next(batches).input_ids[:, 0]][:6]
+    shown = [[int(word) for word in re.findall(r"w(\d+)", line)] for line in lines]
+    assert shown == [[first, first + 1, first + 2] for first in firsts]
+    assert data.state_dict() == {}

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from html import escape
+from itertools import chain, islice
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +20,8 @@ from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows, Windows
-from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
+from gpt2_lit.data.windows import IGNORED, TokenWindows, Windows
+from gpt2_lit.errors import InvalidType, InvalidValue, printable, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
@@ -331,6 +333,35 @@ class GPTDataModule(LightningDataModule):
             *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
         return "\n".join(f"  {label:<7} {text}" for label, text in lines)
+
+    def preview(self, num_windows: int = 3) -> None:
+        """Print the first windows of training as text, each with the token that follows it; nothing else changes.
+
+        Example:
+            >>> data = GPTDataModule.from_text("the cat sat on the mat " * 9, tokenizer="words", context_size=4)
+            >>> data.preview(2)
+            window 3: 'the cat sat on' -> 'the'
+            window 2: 'sat on the mat' -> 'the'
+        """
+        if self.train_dataset is None:
+            self.setup("fit")
+        windows = _set_up(self.train_dataset)
+        for number in map(int, islice(chain.from_iterable(self.train_sampler()), num_windows)):
+            input_ids, target_ids = windows[number][:2]
+            last = target_ids[target_ids != IGNORED][-1:]
+            text, following = (self.tokenizer.decode(ids.tolist()) for ids in (input_ids, last))
+            print(printable(f"window {number:,}: {text!r} -> {following!r}"))
+
+    def __repr__(self) -> str:
+        """What it was made with; once it is set up, also what was read and how it is cut."""
+        name = type(self).__name__
+        made = f"{name}({str(self.source)!r}, context_size={self.context_size}, batch_size={self.batch_size})"
+        return made if self.train_dataset is None else f"{made}\n{printable(self.summary())}"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def _datasets(self) -> dict[str, Windows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
