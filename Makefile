@@ -1,4 +1,4 @@
-.PHONY: check format pictures benchmarks
+.PHONY: check format pictures benchmarks instructions
 
 check:  ## what CI runs, in the environment at hand
 	ruff format --check .
@@ -24,3 +24,6 @@ benchmarks:  ## compares with more where pip install -e '.[benchmarks]' was run
 	python benchmarks/step.py
 	python benchmarks/startup.py
 	python benchmarks/reading.py
+
+instructions:  ## five hot paths, by the instructions that they take, beside those on file; needs valgrind
+	python benchmarks/instructions.py

@@ -18,9 +18,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from torch import Tensor, nn
 
+from gpt2_lit.cli.report import norms_page
+
 PROJECT = Path(__file__).parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NORMS_PAGE = "?tagFilter=embedding_&smoothing=0#timeseries"  # the link that `train_stub.py fit` prints
+NORMS_PAGE = norms_page("version_0")  # the link that `train_stub.py fit` prints
 
 # Most of TensorBoard's pages are elements within elements whose inside is closed to CSS and to the text of the page.
 WALK = """
@@ -63,7 +65,7 @@ def browse(url: str) -> Iterator[webdriver.Chrome]:
     """A headless browser with a page open."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1900,1450"):
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1900,1750"):
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
@@ -180,8 +182,8 @@ def run(*options: str) -> Iterator[str]:
 def main() -> None:
     docs = PROJECT / "docs"
     with run() as url:
-        with browse(f"{url}/{NORMS_PAGE.replace('embedding_', 'embedding_%7Closs')}") as browser:
-            wait_for(lambda: len(cards(browser)) == 9)
+        with browse(f"{url}/{NORMS_PAGE}") as browser:
+            wait_for(lambda: len(cards(browser)) == 10)
             time.sleep(3)  # the lines are drawn after the axes
             browser.save_screenshot(str(docs / "tensorboard.png"))
         with browse(f"{url}/#projector") as browser:

@@ -90,6 +90,19 @@ def logs_this_step(trainer: "Trainer") -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def set_log_interval(trainer: "Trainer", num_steps: int) -> None:
+    """Let the trainer log each so many steps from now on.
+
+    Lightning has an argument ``log_every_n_steps``, and an attribute that it declares nowhere.
+    """
+    vars(trainer)["log_every_n_steps"] = num_steps
+
+
+def log_interval(trainer: "Trainer") -> int:
+    """How many steps there are from one that is logged to the next."""
+    return vars(trainer)["log_every_n_steps"]
+
+
 @contextmanager
 def validation_begins_again(trainer: "Trainer") -> Iterator[None]:
     """What is saved in a validation, within this, resumes at its beginning.

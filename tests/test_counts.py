@@ -5,7 +5,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2_lit import gpt2_tokenizer
@@ -14,6 +14,9 @@ from gpt2_lit.monitor.counts import (
     RUN_TOKENS,
     RUNS,
     Corpus,
+    columns,
+    labels_of_tokens,
+    pieces,
     sample,
     spread,
     token_counts,
@@ -161,3 +164,50 @@ def test_below_a_masked_target_stands_nothing_in_the_windows_as_text() -> None:
     text = windows_as_text(Corpus(lambda ids: "abcde"[ids[0]], Padded()))
     assert "    input   b  c  d  a  a" in text
     assert "    target     d  a" in text
+
+
+SCRIPTS = "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002 \u4e2d\u6587 \U0001f600 ok "  # Japanese, Chinese, an emoji
+
+
+def corpus_of_scripts(context_size: int = 64) -> Corpus:
+    tokenizer = gpt2_tokenizer()
+    tokens = np.array(tokenizer.encode(SCRIPTS * 20))
+    return Corpus(tokenizer.decode, TokenWindows(tokens, context_size=context_size, stride=context_size))
+
+
+@given(st.text())
+@example(SCRIPTS)
+@example("a\ufffdb\ufffd\ufffd")
+def test_tokens_are_joined_until_they_are_text_and_none_is_lost(text: str) -> None:
+    tokenizer = gpt2_tokenizer()
+    token_ids = tokenizer.encode(text, disallowed_special=())
+    found = pieces(tokenizer.decode, token_ids)
+    assert [token_id for piece in found for token_id in piece] == token_ids
+    if "\ufffd" not in text:
+        assert "".join(tokenizer.decode(piece) for piece in found) == text
+
+
+def test_windows_of_any_script_are_shown_by_characters_in_columns() -> None:
+    text = windows_as_text(corpus_of_scripts())
+    first = text[text.index("**window 0**") :].splitlines()[2:4]
+    assert first[0].split()[1:9] == list("\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002")
+    assert first[1].split()[1:9] == [*first[0].split()[2:10]], "each character has the next one below it"
+    assert "\ufffd" not in text
+    assert "\U0001f600" in text
+    # A character of two columns and the two blanks after it, above and below.
+    assert columns(first[0][: first[0].index("\u306f")]) == columns(first[1][: first[1].index("\u732b")])
+
+
+def test_a_part_of_a_character_is_labelled_by_the_characters_that_the_corpus_has_it_in() -> None:
+    corpus = corpus_of_scripts()
+    encode = gpt2_tokenizer().encode
+    cat, chinese = encode("\u732b"), encode("\u4e2d")
+    labels = labels_of_tokens(corpus, [*cat, chinese[0], encode(" ok")[0], 50000])
+    assert "part of \u732b" in labels[:3]
+    assert all(label.startswith("part of ") and "\u732b" in label for label in labels[: len(cat)])
+    assert labels[-2:] == ["\u00b7ok", token_label(corpus.decode, 50000)]
+
+
+def test_a_part_of_a_character_that_the_corpus_does_not_have_is_its_id() -> None:
+    windows = TokenWindows(np.array(gpt2_tokenizer().encode("one two three")), context_size=2, stride=1)
+    assert labels_of_tokens(Corpus(gpt2_tokenizer().decode, windows), [163]) == ["id 163"]

@@ -393,7 +393,7 @@ WRONG_SETTINGS = """
 import sys
 from pathlib import Path
 import numpy as np
-from gpt2_lit import EmbeddingModule, GPTDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
+from gpt2_lit import EmbeddingModule, GPTDataModule, InstructionDataModule, GPTDatasetV1, dataloader_v1, gpt2_tokenizer
 from gpt2_lit.errors import UserError
 from gpt2_lit.store.plan import Recipe
 from gpt2_lit.store.prepare import prepare
@@ -418,7 +418,10 @@ wrong = [
     (dataset, {"txt": (b"a", None, ["a"]), "tokenizer": (None, "gpt2", 5, len), "stride": (1.0, None)}),
     (module, dict.fromkeys(("vocab_size", "embed_dim", "context_size"), (8.0, "8", None, 0))),
     (module, {"dropout": no_number, "init": (None, "nope")}),
-    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1")}),
+    (make, {"store": (b"a", None, 5, "", "s3://bucket/a"), "num_processes": (0, 1.5, "1"), "recipe": ("gpt2", 5)}),
+    (GPTDataModule, {"token_dtype": ("float32", None, 16), "skip": (5, b"step 1", "step")}),
+    (module(), {"input_ids": ([[1, 2]], None, np.array([1]))}),
+    (InstructionDataModule, {"template": (3, None, "llama"), "packing": no_switch, "too_long": (None, True)}),
     (Recipe, {"sha256": ("false", None)}),
 ]
 for of, arguments in wrong:
@@ -482,6 +485,7 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"max_unpacked": float("nan")}, "max_unpacked must be above 0, got nan"),
         ({"document_separator": ""}, "document_separator must not be empty. Set data.document_separator"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
+        ({"token_dtype": "float32"}, "token_dtype must be one of uint8, uint16, uint32, uint64, got 'float32'"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
 )
@@ -813,17 +817,6 @@ def test_a_limited_validation_is_spread_evenly_over_the_text(words: Path, limit:
     data.prepare_data()
     data.setup("validate")
     assert [window[0].item() for batch in data.val_dataloader() for window in batch.input_ids] == firsts
-
-
-def test_a_data_module_says_what_it_is_in_python_and_in_a_notebook(words: Path) -> None:
-    data = GPTDataModule(words, "words", context_size=4)
-    assert repr(data) == f"GPTDataModule({str(words)!r}, context_size=4, batch_size=8)"
-    data.setup("fit")
-    assert repr(data) == f"GPTDataModule({str(words)!r}, context_size=4, batch_size=8)\n{data.summary()}"
-    assert str(data) == repr(data)
-    marked = GPTDataModule.from_text("<b>", tokenizer="words")
-    marked.source = Source.of("<b>.txt")
-    assert marked._repr_html_().startswith("<pre>GPTDataModule(&#x27;&lt;b&gt;.txt&#x27;, context_size=32")
 
 
 def test_a_preview_shows_the_first_windows_of_training_and_changes_nothing(words: Path, capsys: Any) -> None:

@@ -97,7 +97,7 @@ def test_two_processes_log_together_what_one_logs_with_batches_twice_as_large(ru
     one, two, printed = runs
     assert "6,144 tokens" in printed
     assert "Warning" not in printed
-    for name in ("source", "logs and checkpoints", "best val loss"):
+    for name in ("source", "saved in", "best val loss"):
         assert printed.count(f"  {name}") == 1
     assert len(list((two / "version_0").glob("events*"))) == 1
     alone, together = logged(one / "version_0"), logged(two / "version_0")
@@ -366,3 +366,43 @@ def test_two_processes_of_fabric_train_on_the_batches_of_one_with_batches_twice_
     assert sorted(window for batch in first[2] + second[2] for window in batch) == list(range(0, 4 * 9, 4))
     assert first[3] == second[3], "their gradients were averaged"
     assert first[3][0] != first[3][1]
+
+
+OTHER_DATA = """
+import os, sys
+from lightning.pytorch import Trainer
+from gpt2_lit import EmbeddingStub, GPTDataModule
+
+rank, options = int(os.environ.get("LOCAL_RANK", 0)), {"source": "text.txt", "tokenizer": "words", "cache_dir": "cache"}
+options |= {"context_size": 4, "batch_size": 2}
+of_ranks = [GPTDataModule(**(options | differing)) for differing in eval(sys.argv[1])]
+for data in of_ranks if "LOCAL_RANK" not in os.environ else ():
+    data.prepare_data()  # as each node does
+model = EmbeddingStub(60, embed_dim=8, context_size=4)
+trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=2, logger=False, enable_checkpointing=False)
+trainer.fit(model, of_ranks[rank])
+"""
+
+
+@pytest.mark.parametrize(
+    ("differing", "message"),
+    [
+        ({"source": "other.txt"}, "windows is 44 in process 0 and 89 in process 1"),
+        pytest.param({"batch_size": 4}, "batch_size is 2 in process 0 and 4 in process 1", marks=pytest.mark.slow),
+    ],
+    ids=["text", "batch size"],
+)
+def test_processes_that_would_train_on_other_data_all_end_with_both_values(tmp_path, differing, message):
+    (tmp_path / "train.py").write_text(OTHER_DATA)
+    for name, number in (("text.txt", 201), ("other.txt", 401)):
+        (tmp_path / name).write_text(" ".join(f"w{i % 50:03}" for i in range(number)))
+    done = subprocess.run(
+        [sys.executable, "train.py", repr([{}, differing])],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode
+    assert done.stdout.count(f"the processes do not train on the same data: {message}. Give all nodes") == 2

@@ -202,8 +202,7 @@ def check_that_it_goes_on(
         assert saved == len(before) == reached, "the step is finished, and nothing is lost"
         assert f"stopped at step {saved}\n" in output
         assert "Traceback" not in output
-        (line,) = [line for line in output.splitlines() if line.startswith("  resume  ")]
-        command = shlex.split(line.removeprefix("  resume  "))
+        command = shlex.split(output.partition("resume:\n")[2].replace(" \\\n", " "))
 
     whole = trained(runs.whole(1))
     assert len(whole) == 3 * EPOCH
@@ -216,7 +215,10 @@ def check_that_it_goes_on(
             undisturbed = runs.whole(processes)
             assert trained(undisturbed) == whole
             assert same(weights(again), weights(undisturbed))
-            assert logged(again / RUN)["val/loss"] == logged(undisturbed / RUN)["val/loss"], "each validation, once"
+            validations = logged(again / RUN)["val/loss"]
+            if number == signal.SIGKILL:  # what came after the checkpoint comes again, with the same values
+                validations = sorted(set(validations))
+            assert validations == logged(undisturbed / RUN)["val/loss"], "each validation, once"
 
 
 @pytest.mark.slow

@@ -12,21 +12,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import gpt2_lit.monitor.monitor
 from gpt2_lit import EmbeddingModule, EmbeddingMonitor, EmbeddingStub, GPTDataModule, gpt2_tokenizer
-from gpt2_lit.monitor.counts import token_label
+from gpt2_lit.monitor.counts import Corpus, labels_of_tokens
 from gpt2_lit.monitor.generate import generate
-from gpt2_lit.monitor.monitor import expected_norms, principal_components
+from gpt2_lit.monitor.monitor import principal_components
+from gpt2_lit.monitor.page import expected_norms
 
 V, D, T = 23, 8, 4
 MEANS = ["embedding_norm/token", "embedding_norm/position", "embedding_norm/input"]
-PICTURES = ["embedding_picture/norm_by_position", "embedding_picture/position_similarity"]
+EXPECTED = ["norm_expected/token", "norm_expected/position", "norm_expected/input"]
+PICTURES = [
+    "embedding_picture/norm_by_position",
+    "embedding_picture/position_similarity",
+    "embedding_picture/norm_by_count",
+]
 HISTOGRAMS = ["embedding_picture/norms_of_positions", "embedding_picture/norms_of_tokens"]
 
 
@@ -130,7 +137,7 @@ def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp
     found = logged(tmp_path / "run")
 
     for step, batch in enumerate(loader):
-        if step % 2 == 0:
+        if step in (2, 4):
             continue
         vectors = tokens[batch["ids"]] + positions[1 : 1 + T]
         for name, norms in {
@@ -144,9 +151,9 @@ def test_norms_of_a_batch_are_those_of_what_the_embedding_was_given_and_gave(tmp
                 f"norm_band/{name}_p95": np.percentile(norms, 95),
             }.items():
                 assert (step, pytest.approx(value, rel=1e-5)) in found[tag]
-                assert steps(found[tag]) == [1, 3, 5]
-    assert values(found["table_norm/token"]) == 3 * [pytest.approx(tokens.norm(dim=-1).mean().item(), rel=1e-5)]
-    assert values(found["table_norm/position"]) == 3 * [pytest.approx(positions.norm(dim=-1).mean().item(), rel=1e-5)]
+                assert steps(found[tag]) == [0, 1, 3, 5]
+    assert values(found["table_norm/token"]) == 4 * [pytest.approx(tokens.norm(dim=-1).mean().item(), rel=1e-5)]
+    assert values(found["table_norm/position"]) == 4 * [pytest.approx(positions.norm(dim=-1).mean().item(), rel=1e-5)]
 
 
 @pytest.mark.parametrize(("sparse", "clip"), [(False, None), (True, None), (False, 1e-3)])
@@ -169,7 +176,7 @@ def test_each_tag_has_one_point_a_logged_step_also_where_the_model_logs_means_it
     trainer(tmp_path, log_every_n_steps=3, max_epochs=2).fit(stub(data), data)
     found = logged(tmp_path / "run")
     for tag in [*MEANS, "norm_band/token_p05", "table_norm/token", "gradient_norm/token_embedding"]:
-        assert steps(found[tag]) == [2, 5, 8, 11, 14, 17]
+        assert steps(found[tag]) == [0, 2, 5, 8, 11, 14, 17, 19]
     for name in ("token", "position", "input"):
         for low, mean, high in zip(
             *(
@@ -207,7 +214,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
         "gradient_norm/token_embedding",
         "vocabulary/seen_fraction",
     ):
-        assert steps(found[tag]) == [2, 5]
+        assert steps(found[tag]) == [0, 2, 5]
 
 
 def test_the_share_of_the_vocabulary_counts_each_id_once_that_was_an_input(tmp_path):
@@ -268,7 +275,7 @@ def test_pictures_are_drawn_at_the_start_every_n_steps_and_at_the_end(data, tmp_
     for tag in PICTURES:
         assert [image.step for image in found.Images(tag)] == [0, 4, 8, 10]
         image = Image.open(io.BytesIO(found.Images(tag)[-1].encoded_image_string))
-        assert min(image.size) >= 500
+        assert image.height == 430
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 20
     for tag, table in zip(
         HISTOGRAMS, (model.embedding.position_embedding, model.embedding.token_embedding), strict=True
@@ -277,6 +284,62 @@ def test_pictures_are_drawn_at_the_start_every_n_steps_and_at_the_end(data, tmp_
         assert histogram.num == len(table.weight)
         assert histogram.sum == pytest.approx(table.weight.detach().norm(dim=-1).sum().item(), rel=1e-5)
         assert np.count_nonzero(histogram.bucket) >= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"max_epochs": 3}, [0, 4, 8, 12, 16, 20, 24, 28, 30]),
+        ({"max_epochs": 1, "max_steps": 9}, [*range(10)]),
+        ({"max_steps": 4}, [0, 1, 2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_a_training_has_at_most_ten_pictures(data, tmp_path, options, found):
+    trainer(tmp_path, **options).fit(stub(data), data)
+    assert [image.step for image in events(tmp_path).Images(PICTURES[0])] == found
+
+
+def figures_drawn(data: GPTDataModule, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    """The arguments that the last figure of each kind was drawn from."""
+    drawn = {}
+    for kind in ("heat_map", "line_chart", "scatter"):
+        draw = getattr(gpt2_lit.monitor.monitor, kind)
+
+        def recording(*args: Any, kind: str = kind, draw: Any = draw) -> np.ndarray:
+            drawn[kind] = args
+            return draw(*args)
+
+        monkeypatch.setattr(gpt2_lit.monitor.monitor, kind, recording)
+    trainer(folder, max_steps=2).fit(stub(data, **options), data)
+    return drawn
+
+
+def test_the_norm_of_each_token_stands_over_its_count(data, tmp_path, monkeypatch):
+    drawn = figures_drawn(data, tmp_path, monkeypatch, optimizer=still)
+    counts, norms, expected, *words = drawn["scatter"]
+    by_hand = Counter(i for window in data.train_dataset for i in window.input_ids.tolist())
+    table = stub(data).embedding.token_embedding.weight.detach().norm(dim=-1)
+    assert counts.tolist() == sorted(by_hand.values(), reverse=True)
+    ids = [i for _, i in sorted((-count, i) for i, count in by_hand.items())]
+    assert norms.tolist() == pytest.approx(table[ids].tolist())
+    assert expected == pytest.approx(0.02 * math.sqrt(D))
+    assert words == ["Norm of each token", "dashed: expected at the start, 0.057", "times in the text"]
+
+
+@pytest.mark.parametrize(
+    ("stride", "alike", "told"),
+    [
+        (T, False, "cosine of each two vectors"),
+        (2, False, "diagonal lines: the stride, 2"),
+        (2, True, "all alike, as without attention"),
+    ],
+)
+def test_a_heat_map_says_what_there_is_to_see(tmp_path, monkeypatch, stride, alike, told):
+    data = GPTDataModule.from_text("a b c d " * 20, tokenizer="words", context_size=T, batch_size=4, stride=stride)
+    if alike:
+        monkeypatch.setattr(gpt2_lit.monitor.monitor, "ALIKE", -1.0)
+    assert figures_drawn(data, tmp_path, monkeypatch)["heat_map"][3] == told
 
 
 def test_rows_that_fill_up_the_vocabulary_are_neither_pictured_nor_averaged(data, tmp_path):
@@ -323,12 +386,12 @@ def test_the_projector_has_the_most_frequent_tokens_with_labels_on_one_line_and_
     assert header == ["token", f"count in {sum(counts.values()):,} tokens of the corpus"]
     assert [int(count) for _, count in labels] == sorted(counts.values(), reverse=True)[:10]
     assert len(vectors) == len(labels) == 10
-    decode = gpt2_tokenizer().decode
-    ids = {token_label(decode, i): i for i in counts}
-    assert {"\\n", "\\t"} <= set(ids)
-    for vector, (label, count) in zip(vectors, labels, strict=True):
-        assert counts[ids[label]] == int(count)
-        assert vector == pytest.approx(model.embedding.token_embedding.weight[ids[label]].tolist(), abs=1e-5)
+    ids = [token_id for _, token_id in sorted((-count, token_id) for token_id, count in counts.items())][:10]
+    names = labels_of_tokens(Corpus(gpt2_tokenizer().decode, data.train_dataset), ids)
+    assert {"\\n", "\\t", "part of \\u2028"} <= set(names)
+    for vector, (label, count), token_id, name in zip(vectors, labels, ids, names, strict=True):
+        assert (label, int(count)) == (name, counts[token_id])
+        assert vector == pytest.approx(model.embedding.token_embedding.weight[token_id].tolist(), abs=1e-5)
 
 
 def test_a_run_that_ends_at_the_same_step_again_replaces_the_projectors_vectors_without_a_word(data, tmp_path, capfd):
@@ -388,11 +451,35 @@ def test_hyperparameters_are_judged_by_the_curve_of_the_validation_loss(data, tm
     session = parsed[metadata.SESSION_START_INFO_TAG].session_start_info
     assert session.hparams["dropout"].number_value == 0.25
     assert session.hparams["init"].string_value == "gpt2"
+    names = sorted(session.hparams)
+    assert names[:5] == ["context_size", "data.batch_size", "data.seed", "data.source", "data.stride"]
+    assert session.hparams["data.source"].string_value == str(tmp_path / "text.txt")
+    assert [session.hparams[f"data.{name}"].number_value for name in ("batch_size", "seed", "stride")] == [4, 42, T]
     assert session.hparams["learning_rate"].number_value == pytest.approx(0.003)
     experiment = parsed[metadata.EXPERIMENT_TAG].experiment
     assert [info.name.tag for info in experiment.metric_infos] == ["val/loss"]
     assert metadata.SESSION_END_INFO_TAG in parsed
     assert steps(logged(tmp_path / "run")["val/loss"]) == [9, 19]
+
+
+def test_hyperparameters_hide_passwords_and_how_torch_computes() -> None:
+    from gpt2_lit.monitor.page import hyperparameters
+
+    class OfUrl(LightningDataModule):
+        source, batch_size, stride, seed = "https://me:secret@host/a.txt?token=abc", 4, 2, 1
+
+    class Model(LightningModule):
+        hparams = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"fused": True, "lr": 0.1}}}  # noqa: RUF012
+
+    run = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    run.datamodule = OfUrl()
+    _, start, _ = hyperparameters(run, Model())
+    content = start.value[0].metadata.plugin_data.content
+    assert b"secret" not in content
+    assert b"abc" not in content
+    assert b"host/a.txt" in content
+    assert b"optimizer.lr" in content
+    assert b"fused" not in content
 
 
 def _summaries(folder: Path) -> list[Any]:
@@ -406,24 +493,64 @@ def _summaries(folder: Path) -> list[Any]:
     ]
 
 
-def test_one_chart_has_the_three_norms_and_those_expected_at_initialisation(data, tmp_path):
+def layout(folder: Path) -> Any:
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
+    [event] = events(folder).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    return layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+
+
+def test_charts_have_means_bands_and_the_norms_expected_at_initialisation(data, tmp_path):
     trainer(tmp_path, max_steps=1).fit(stub(data), data)
-    [event] = events(tmp_path).Tensors(metadata.CONFIG_SUMMARY_TAG)
-    [category] = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    [category] = layout(tmp_path).category
     norms, *bands = category.chart
-    assert norms.title == "mean norm; expected at initialisation: token 0.06, position 0.03, input 0.06"
-    assert list(norms.multiline.tag) == [f"^{tag}$" for tag in MEANS]
+    assert list(norms.multiline.tag) == [f"^{tag}$" for tag in [*MEANS, *EXPECTED]]
     tags = set(logged(tmp_path / "run"))
     for chart, name in zip(bands, ("token", "position", "input"), strict=True):
-        [series] = chart.margin.series
-        assert (series.value, series.lower, series.upper) == (
+        mean, expected = chart.margin.series
+        # TensorBoard cuts an area off where its `upper` leaves the view: it is the edge that stays within.
+        assert (mean.value, mean.upper, mean.lower) == (
             f"embedding_norm/{name}",
             f"norm_band/{name}_p05",
             f"norm_band/{name}_p95",
         )
-        assert {series.value, series.lower, series.upper} <= tags
+        assert {expected.value, expected.lower, expected.upper} == {f"norm_expected/{name}"}
+        assert {mean.value, mean.lower, mean.upper, expected.value} <= tags
+
+
+def test_runs_of_other_widths_share_their_charts(tmp_path):
+    for width in (8, 16):
+        trainer(tmp_path / str(width), max_steps=1).fit(Later(embed_dim=width), batches())
+    assert layout(tmp_path / "8") == layout(tmp_path / "16")
+
+
+@pytest.mark.parametrize(
+    ("limits", "last"),
+    [({"max_epochs": 2}, 7), ({"max_steps": 6, "max_epochs": 2}, 5), ({"max_epochs": 2, "limit_train_batches": 3}, 5)],
+    ids=str,
+)
+def test_curves_have_the_first_and_the_last_step(tmp_path, limits, last):
+    run = trainer(tmp_path, log_every_n_steps=3, **limits)
+    run.fit(Later(), batches(4))
+    found = logged(tmp_path / "run")
+    assert steps(found["embedding_norm/token"]) == sorted({0, 2, 5, last})
+    for kind, norm in expected_norms(Later().parts[0]).items():
+        assert found[f"norm_expected/{kind}"] == [(0, pytest.approx(norm)), (last, pytest.approx(norm))]
+    assert run.log_every_n_steps == 3, "as it was"
+
+
+def test_a_training_without_a_known_end_draws_what_is_expected_up_to_its_last_step(tmp_path):
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 5
+
+    trainer(tmp_path, max_epochs=-1, callbacks=[Enough(), EmbeddingMonitor()]).fit(Later(), batches(4))
+    assert steps(logged(tmp_path / "run")["norm_expected/token"]) == [0, 4]
+
+
+def test_who_logs_nothing_gets_nothing(tmp_path):
+    trainer(tmp_path, log_every_n_steps=0).fit(Later(), batches(4))
+    assert set(logged(tmp_path / "run")) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("init", ["gpt2", "normal"])
@@ -457,6 +584,7 @@ def test_without_a_tokenizer_there_are_no_labels(tmp_path):
     found = events(tmp_path)
     assert found.Tags()["images"]
     assert "training_windows/text_summary" not in found.Tags()["tensors"]
+    assert PICTURES[2] not in found.Tags()["images"], "nothing to count in"
     assert not list(tmp_path.rglob("*.tsv"))
 
 

@@ -213,7 +213,7 @@ DEFAULTS = {
         vocab_size=50257, embed_dim=768, context_size=1024, dropout=0.0, init="gpt2", pad_vocab_to_multiple_of=1
     ),
     "monitor.stub.EmbeddingStub": dict(vocab_size=50257, embed_dim=64, context_size=32, dropout=0.0, init="gpt2"),
-    "monitor.monitor.EmbeddingMonitor": dict(every_n_steps=1000, projected_tokens=2000),
+    "monitor.monitor.EmbeddingMonitor": dict(every_n_steps=None, projected_tokens=2000),
     "cli.run.RunCheckpoint": dict(every_n_steps=500, monitor="val/loss"),
     "store.prepare.prepare": dict(show_progress=True),
     "store.verify.verify": dict(show_progress=False),

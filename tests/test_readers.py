@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -271,6 +272,13 @@ def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(monkeypatch, tmp_pa
 def test_the_way_out_for_utf16_names_it(tmp_path):
     (tmp_path / "a.txt").write_text("text", encoding="utf-16")
     assert "iconv -f UTF-16 -t UTF-8" in first_error(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9 au lait", "text".encode("utf-16-le")], ids=["one byte", "two bytes"])
+def test_a_command_that_is_advised_names_the_file_as_one_word(tmp_path, content):
+    (tmp_path / "a; touch b.txt").write_bytes(content)
+    command = first_error(tmp_path / "a; touch b.txt").partition("by: ")[2]
+    assert shlex.split(command)[-1] == str(tmp_path / "a; touch b.txt")
 
 
 def test_text_without_a_place_to_cut_is_one_piece_up_to_a_limit_that_is_said(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What is left out, beside a list of the whole order from which it is taken by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,36 @@ def test_a_run_resumes_before_a_spike_and_leaves_it_out(tmp_path: Path, text: Pa
     train(tmp_path, text, break_in=9, every_n_steps=4)
     after, _ = train(tmp_path, text, tmp_path / "version_0/checkpoints/last.ckpt", skip="steps 9-10", max_epochs=2)
     assert after == [whole[8], *whole[11:22]], "steps 9 and 10 were the last of the first epoch"
+
+
+def test_the_windows_of_a_step_are_those_that_a_run_had_before_and_after_it_was_resumed_otherwise(tmp_path, text):
+    last, trained = tmp_path / "version_0/checkpoints/last.ckpt", []
+    runs: list[dict[str, Any]] = [
+        {"skip": "window 1", "break_in": 9},
+        {"skip": "window 1", "batch_size": 2, "break_in": 10},
+        {"skip": "window 1, steps 22-23, window 7", "batch_size": 3, "max_epochs": 2},
+    ]
+    for number, options in enumerate(runs):
+        batches, _ = train(tmp_path, text, last if number else None, every_n_steps=4, **options)
+        trained = [*trained[: 8 * number], *batches]
+    data = GPTDataModule(text, "words", context_size=4, batch_size=3, val_fraction=0.0, skip=runs[-1]["skip"])
+    data.setup("fit")
+    state = torch.load(last, weights_only=True)["GPTDataModule"]
+    assert [segment[0] for segment in json.loads(state["segments"])] == [0, 8, 16]
+    found = [data.windows_of_step(step, state=state).windows for step in range(len(trained))]
+    assert [(4 * windows).tolist() for windows in found] == trained
+    of_two = [data.windows_of_step(9, rank, 2, state).windows for rank in range(2)]
+    assert np.concatenate(of_two).tolist() == found[9].tolist()
+    with pytest.raises(ValueError, match="the batches of step 20 had 3 windows, of which 2 processes"):
+        data.windows_of_step(20, 0, 2, state)
+
+
+def test_steps_on_other_data_are_refused(tmp_path, text):
+    data = GPTDataModule(text, "words", context_size=4, val_fraction=0.0)
+    data.setup("fit")
+    train(tmp_path, text, max_epochs=1)
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)["GPTDataModule"]
+    state |= {"segments": "[[4, 0, 0, 4, 0]]"}
+    with pytest.raises(ValueError, match="at step 3 this training was on other data: it continued with this at step 4"):
+        data.windows_of_step(3, state=state)

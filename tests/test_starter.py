@@ -25,7 +25,7 @@ def test_in_an_empty_directory_init_and_the_command_it_prints_train(
     assert {"configs/tiny.yaml", "configs/gpt.yaml", "examples/gpt.py"} < set(NAMES)
     assert all((tmp_path / name).read_bytes() == (PROJECT / name).read_bytes() for name in NAMES)
     printed = here("fit", "--config", "configs/tiny.yaml")
-    assert "trained               20 steps" in printed
+    assert "trained        20 steps" in printed
 
 
 @pytest.mark.parametrize("name", ["configs/gpt.yaml", "examples/__init__.py"])

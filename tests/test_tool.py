@@ -147,7 +147,7 @@ def test_info_the_projector_and_the_results_of_a_run_count_the_same_tokens(here,
     data.setup("fit")
     targets = data.val_dataset[range(len(data.val_dataset))].target_ids.flatten()
     perplexity = np.exp(-np.log(counts[targets] / counts.sum()).mean())
-    assert f"({perplexity:,.0f} from the tokens' frequencies alone)" in out
+    assert f"({perplexity:,.0f} from the tokens' frequencies alone)" in " ".join(out.split())
 
 
 def test_info_in_a_pipe_is_plain_and_not_folded(tool, store):
@@ -181,6 +181,16 @@ def test_preview_shows_the_target_one_token_on(tool, tmp_path):
     assert of_input == "  input   one| two| three| four"
     assert of_target == "  target       two| three| four| five"
     assert of_input.index(" three") == of_target.index(" three")
+
+
+def test_preview_joins_tokens_that_are_parts_of_a_character(tool, tmp_path):
+    (tmp_path / "a.txt").write_text("\u543e\u8f29\u306f\u732b\u3067\u3042\u308b a b c d e f g", encoding="utf-8")
+    options = ["--context-size", 12, "--windows", 1, "--val-fraction", 0, "--shuffle", "false", "--batch-size", 1]
+    status, out, err = tool("preview", "a.txt", *options)
+    assert (status, err) == (0, "")
+    *_, of_input, of_target = out.splitlines()
+    assert of_input == "  input   \u543e|\u8f29|\u306f|\u732b|\u3067|\u3042|\u308b"
+    assert of_target == "  target     \u8f29|\u306f|\u732b|\u3067|\u3042|\u308b| a"
 
 
 def test_preview_writes_line_ends_and_wide_letters_so_that_columns_stay(tool, tmp_path):
@@ -498,6 +508,20 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
     exported = EmbeddingModule.from_pretrained("tables.safetensors").state_dict()
     assert all(torch.equal(trained[f"embedding.{name}"], tensor) for name, tensor in exported.items())
 
+    parquet = pytest.importorskip("pyarrow.parquet")
+    status, out, _ = tool("export", "last", "tables.parquet", "--parquet")
+    assert status == 0
+    command = "embedding-atlas tables.parquet --vector vector --neighbors neighbors --text text"
+    assert out.splitlines()[-1] == command
+    rows = parquet.read_table("tables.parquet").to_pylist()
+    counts = {row["text"]: row["count"] for row in rows}
+    assert (len(rows), counts["the"], counts["cat"], counts["dog"]) == (9 + 2, 4, 1, 1), (
+        "the last cat is a target alone"
+    )
+    Path("logs/version_0/checkpoints/last.ckpt").rename("alone.ckpt")
+    tool("export", "alone.ckpt", "alone.parquet")
+    assert {row["count"] for row in parquet.read_table("alone.parquet").to_pylist()} == {None}
+
 
 # What may go wrong.
 
@@ -519,7 +543,7 @@ def test_a_run_has_neighbours_among_its_own_words_and_is_exported_whole(tool, as
         (["neighbours", "last", "rain"], "error: --ckpt_path last: no run in"),
         (["export", "odd.bin", "x.safetensors"], "error: odd.bin is not a checkpoint of tensors and plain values"),
         (["export", "nowhere", "x.safetensors"], "error: there is no file nowhere. Give the path of a checkpoint."),
-        (["export", "odd.bin", "x.pt"], "error: FILE must end in .safetensors, got x.pt."),
+        (["export", "odd.bin", "x.pt"], "error: FILE must end in .safetensors or .parquet, got x.pt."),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(tool, tmp_path, args, message):

@@ -138,7 +138,7 @@ def test_a_run_from_elsewhere_is_named_and_refused_before_it_is_imported(
 
     trusted = here("fit", "--ckpt_path=last", "--trust-run", "--trainer.max_steps=2")
     assert "theirs.Blocks" in trusted
-    assert "trained               2 steps" in trusted
+    assert "trained        2 steps" in trusted
     assert (tmp_path / "theirs.py.ran").exists()
     config = from_elsewhere.parents[1] / "config.yaml"
     assert is_made_here(config)

@@ -1,13 +1,19 @@
 """a run -> lines on the terminal: its data, its progress, its results, and how to resume it."""
 
 import math
+import os
+import re
 import shlex
 import signal
+import textwrap
 import time
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
@@ -19,6 +25,8 @@ from gpt2_lit.lightning_private import batches_trained, callbacks_of
 from gpt2_lit.monitor.counts import token_counts, unigram_perplexity
 from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
+
+COLUMNS = 80  # of a terminal
 
 
 class RunReport(Callback):
@@ -72,7 +80,8 @@ class RunReport(Callback):
     def _results(self, trainer: Trainer) -> str:
         """The results of a run on a few lines: its length, the first and last values logged, and the best one."""
         change = {tag: f"{self.first[tag]:.2f} -> {self.last[tag]:.2f}" for tag in self.last if tag in self.first}
-        epochs = batches_trained(trainer) / trainer.num_training_batches
+        of_data = getattr(getattr(trainer, "datamodule", None), "epochs_trained", None)
+        epochs = of_data() if of_data else batches_trained(trainer) / trainer.num_training_batches
         lines = {
             "trained": f"{trainer.global_step:,} steps, {epochs:.3g} epochs, {self._throughput.num_tokens:,} tokens in "
             f"{minutes(self.seconds)} min",
@@ -80,7 +89,7 @@ class RunReport(Callback):
             **self._best(trainer),
             "mean norms": ", ".join(f"{tag.rpartition('/')[2]} {values}" for tag, values in change.items()),
         }
-        return "\n".join(f"  {name:<20}  {text}" for name, text in lines.items() if text)
+        return "\n".join(_row(name, line) for name, text in lines.items() for line in text.splitlines())
 
     def _best(self, trainer: Trainer) -> dict[str, str]:
         """The best value of what best.ckpt is chosen by."""
@@ -124,30 +133,73 @@ class RunReport(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             limit = "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
-            longer = f" --trainer.{limit} {2 * (getattr(trainer, limit) or 1)}"
-            results = f"\n{self._results(trainer)}\n" if self.last and trainer.is_global_zero else ""
-            self._print_directory(trainer, "train for longer", longer, results)
+            longer = [f"--trainer.{limit}", str(2 * (getattr(trainer, limit) or 1))]
+            results = f"\n{self._results(trainer)}" if self.last and trainer.is_global_zero else ""
+            self._print_end(trainer, results, "train for longer", longer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit):
-            self._print_directory(trainer, "resume", "", f"\nstopped at step {trainer.global_step}\n")
+            self._print_end(trainer, f"\nstopped at step {trainer.global_step}", "resume", [])
         elif isinstance(exception, KeyboardInterrupt):  # outside of the training, in which RunCheckpoint has it
             raise SystemExit(128 + signal.SIGINT) from None
 
-    def _print_directory(self, trainer: Trainer, purpose: str, options: str, news: str = "") -> None:
+    def _print_end(self, trainer: Trainer, news: str, purpose: str, options: list[str]) -> None:
         directory = run_directory(trainer)
-        if directory is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        lines = [
-            news,
-            f"  logs and checkpoints  {directory}",
-            f"  look at the norms     tensorboard --logdir {shlex.quote(str(directory.parent))}, then open",
-            "                        http://localhost:6006/?tagFilter=embedding_&smoothing=0#timeseries",
-        ]
+        if directory is None:
+            reason = "fast_dev_run is a trial" if getattr(trainer, "fast_dev_run", False) else "logger is false"
+            print(printable(f"{news}\n\nnothing was saved: trainer.{reason}"), flush=True)
+            return
+        parts = [news, _row("saved in", str(directory)), *(_look(logger) for logger in trainer.loggers)]
         checkpoint = directory / "checkpoints" / "last.ckpt"
         if checkpoint.exists():
-            lines.append(f"  {purpose:<20}  {self.prog} fit --ckpt_path {shlex.quote(str(checkpoint))}{options}")
-        print(printable("\n".join(lines)), flush=True)
+            parts.append(f"{purpose}:\n{_command(*self.prog.split(' '), 'fit', '--ckpt_path', checkpoint, *options)}")
+        print(printable("\n\n".join(parts)), flush=True)
+
+
+def _row(name: str, text: str) -> str:
+    """A line of the report, or several: none is wider than a terminal."""
+    return textwrap.fill(
+        text,
+        COLUMNS,
+        initial_indent=f"  {name:<13}  ",
+        subsequent_indent=17 * " ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _command(*words: str | Path) -> str:
+    """A command on lines of its own, each but the last with a backslash, as shells other than those of Windows take."""
+    lines: list[str] = []
+    for word in map(shlex.quote, map(str, words)):
+        if lines and (os.name == "nt" or len(f"{lines[-1]} {word} \\") <= COLUMNS):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"    {word}" if lines else word)
+    return " \\\n".join(lines)
+
+
+def _look(logger: Logger) -> str:
+    """How to look at what a logger has written. Addresses begin their line: a terminal that wraps it keeps the link."""
+    if isinstance(logger, TensorBoardLogger):
+        directory = Path(logger.log_dir)
+        command = _command("tensorboard", "--logdir", directory.parent)
+        page = f"http://localhost:6006/{norms_page(directory.name)}"
+        return f"look at it, and open the link (reload it once to see the Projector):\n{command}\n{page}"
+    if isinstance(logger, CSVLogger):
+        return _row("curves", f"{logger.log_dir}/metrics.csv")
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        return f"look at it:\n{run.url or _command('wandb', 'sync', Path(run.dir).parent)}"
+    return _row("curves", f"where {type(logger).__name__} keeps them")
+
+
+def norms_page(run: str) -> str:
+    """The part of an address by which TensorBoard shows losses, norms and pictures of one run, without smoothing."""
+    # "ding_" is in embedding_norm and embedding_picture alone: the address of run version_0 has 80 characters.
+    return f"?runFilter={quote(re.escape(run))}%24&tagFilter=loss%7Cding_&smoothing=0"
 
 
 def minutes(seconds: float) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpt2_lit.data.datamodule import GPTDataModule
-    from gpt2_lit.data.windows import Windows
+    from gpt2_lit.data.windows import Batch, DocumentBatch, Windows
     from gpt2_lit.store.token_store import TokenStore
 
 SHOWN_CHARACTERS = 40  # of a window
@@ -170,14 +170,15 @@ def preview(options: argparse.Namespace) -> None:
       gpt2-lit preview --data-module instructions alpaca.json --mask-prompt
     """
     from gpt2_lit.data.windows import IGNORED
-    from gpt2_lit.monitor.counts import checked, visible
+    from gpt2_lit.monitor.counts import checked, pieces, visible
 
     data, _, dataset = _data(options)
+    state = _state_of_run(data, options)
     decode = data.tokenizer.decode
     found: list[dict[str, Any]] = []
     step = options.step
     while len(found) < options.windows:
-        epoch, windows, _ = _share(data, step)
+        epoch, windows, _ = data.windows_of_step(step, state=state)
         for window in windows[: options.windows - len(found)].tolist():
             batch = dataset[window]
             input_ids, target_ids = (
@@ -204,9 +205,11 @@ def preview(options: argparse.Namespace) -> None:
         if IGNORED in window["target_ids"]:
             _print_masked(console, window, decode)
             continue
-        inputs, targets = ([visible(decode([token])) for token in window[name]] for name in ("input_ids", "target_ids"))
-        # The targets begin one token to the right, where the input that they repeat stands.
-        indent = " " * (cell_len(inputs[0]) + 1)
+        tokens = [*window["input_ids"], window["target_ids"][-1]]
+        # Tokens that are parts of a character stand together. The targets begin one to the right, below the input that
+        # they repeat.
+        first, *rest, last = (visible(decode(piece)) for piece in pieces(decode, tokens))
+        inputs, targets, indent = [first, *rest], [*rest, last], " " * (cell_len(first) + 1)
         console.print(_text(f"\n{_head(window)}", style="bold"))
         for label, line in (("input ", "|".join(inputs)), ("target", indent + "|".join(targets))):
             text = Text.assemble((f"  {label}  ", "dim"), line)
@@ -273,9 +276,9 @@ def plan(options: argparse.Namespace) -> None:
       gpt2-lit plan tokens --step 1000 --show     documents, files and bytes, too
     """
     data, _, _ = _data(options)
-    shares = []
+    state, shares = _state_of_run(data, options), []
     for rank in range(options.world_size):
-        epoch, windows, batch = _share(data, options.step, rank, options.world_size)
+        epoch, windows, batch = data.windows_of_step(options.step, rank, options.world_size, state)
         worker = batch % options.num_workers if options.num_workers else None
         share = {"process": rank, "worker": worker, "epoch": epoch, "windows": windows.tolist()}
         shares.append(share | ({"sources": _sources(data, windows)} if options.show else {}))
@@ -306,9 +309,9 @@ def where(options: argparse.Namespace) -> None:
       gpt2-lit where 0 tokens --batch-size 16
     """
     data, _, _ = _data(options)
-    shares = []
+    state, shares = _state_of_run(data, options), []
     for rank in range(options.world_size):
-        epoch, windows, _ = _share(data, options.step, rank, options.world_size)
+        epoch, windows, _ = data.windows_of_step(options.step, rank, options.world_size, state)
         shares.append({"process": rank, "epoch": epoch, "sources": _sources(data, windows)})
     if options.json:
         _print_json(shares)
@@ -360,16 +363,22 @@ def neighbours(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """write the weights of a checkpoint as a safetensors file
+    """write the weights of a checkpoint as a safetensors file, or its tables as a Parquet file for a viewer
 
     examples:
       gpt2-lit export best embedding.safetensors
+      gpt2-lit export best embedding.parquet     tokens, counts, norms, neighbours, vectors: for Embedding Atlas
     """
     from gpt2_lit.embedding.pretrained import read_weights, write_weights
 
-    if not options.file.endswith(".safetensors"):
-        raise InvalidValue(f"FILE must end in .safetensors, got {options.file}.")
+    extension = ".parquet" if options.parquet or options.file.endswith(".parquet") else ".safetensors"
+    if not options.file.endswith(extension):
+        names = ".parquet" if options.parquet else ".safetensors or .parquet"
+        raise InvalidValue(f"FILE must end in {names}, got {options.file}.")
     path = _checkpoint(options.checkpoint)
+    if extension == ".parquet":
+        _export_tables(path, options)
+        return
     weights = read_weights(path)
     write_weights(weights, options.file)
     if options.json:
@@ -381,6 +390,33 @@ def export(options: argparse.Namespace) -> None:
     console = _console()
     console.print(table)
     console.print(_text(f"\n{options.file}: EmbeddingModule.from_pretrained({options.file!r}) reads its tables."))
+
+
+def _export_tables(path: str, options: argparse.Namespace) -> None:
+    """Write both tables for Embedding Atlas, with what the text of their run tells of the tokens."""
+    from gpt2_lit.embedding.pretrained import read_tables
+    from gpt2_lit.monitor.atlas import write_parquet
+    from gpt2_lit.monitor.counts import Corpus, labels_of_tokens, token_counts, token_label
+
+    tokens, positions = read_tables(path)
+    tokenizer = _tokenizer_of(path)
+    tokens = tokens[: tokenizer.n_vocab]
+    run = _config_of_run(str(Path(path).absolute().parent.parent))
+    if run is None:
+        labels, counts = [token_label(tokenizer.decode, token_id) for token_id in range(len(tokens))], None
+    else:
+        data = _made(run.get("data_module", "text"), run["data"])
+        data.setup("fit")
+        labels = labels_of_tokens(Corpus(tokenizer.decode, data.train_dataset), range(len(tokens)))
+        counts = token_counts(data.train_dataset, len(tokens))
+    write_parquet(options.file, tokens, positions, labels, counts)
+    if options.json:
+        _print_json({"file": options.file, "tokens": len(tokens), "positions": len(positions)})
+        return
+    counted = "" if run else "; without the directory of a run there are no counts"
+    told = f"{options.file}: {len(tokens):,} tokens and {len(positions):,} positions{counted}. To look at them:"
+    command = f"embedding-atlas {shlex.quote(options.file)} --vector vector --neighbors neighbors --text text"
+    _console().print(_text(f"{told}\npip install embedding-atlas\n{command}"), soft_wrap=True)
 
 
 def init(options: argparse.Namespace) -> None:
@@ -475,14 +511,16 @@ def _config_of_run(directory: str | None) -> dict[str, Any] | None:
         return None  # texts beside somebody else's config.yaml
 
 
-def _share(data: "GPTDataModule", step: int, rank: int = 0, world_size: int = 1) -> tuple[int, "np.ndarray", int]:
-    """What one of the processes trains on at a step: the epoch, its windows, and the number of the batch in it."""
-    from gpt2_lit.data.order import Position
+def _state_of_run(data: "GPTDataModule", options: argparse.Namespace) -> Mapping[str, Any] | None:
+    """How the training of a run went, by its newest checkpoint; None if there is none, or other data is asked for."""
+    found = list(Path(options.source or "", "checkpoints").glob("*.ckpt"))
+    run = _config_of_run(options.source)
+    if run is None or not found or given(options, options.data_module or run.get("data_module", "text")):
+        return None
+    from gpt2_lit.embedding.pretrained import read_checkpoint
 
-    sampler = data.train_sampler(rank, world_size)
-    sampler.check_batches()
-    position, windows = sampler.next_batch(sampler.after(Position(0, 0), step))
-    return position.epoch, windows, len(sampler) - sampler.batches_from(position)
+    state = read_checkpoint(max(found, key=lambda path: path.stat().st_mtime_ns)).get(type(data).__qualname__)
+    return state if state and "segments" in state else None
 
 
 def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any]]:
@@ -492,13 +530,21 @@ def _sources(data: "GPTDataModule", windows: "np.ndarray") -> list[dict[str, Any
     assert data.train_dataset is not None, "it is set up"
     found = []
     for window in windows.tolist():
-        ids = checked(data.train_dataset[window].input_ids.numpy(), data.vocab_size, data.tokenizer.name)
+        ids = checked(_shown_ids(data.train_dataset[window]), data.vocab_size, data.tokenizer.name)
         origins = [
             {"document": origin.document, "file": origin.file, "span": str(origin.span or "")}
             for origin in data.origins(window)
         ]
         found.append({"window": window, "origins": origins, "text": data.tokenizer.decode(ids.tolist())})
     return found
+
+
+def _shown_ids(batch: "Batch | DocumentBatch") -> "np.ndarray":
+    """The inputs of a window; where prompts are masked its answers, as prompts begin alike."""
+    from gpt2_lit.data.windows import IGNORED
+
+    is_kept = batch.target_ids != IGNORED
+    return (batch.input_ids if is_kept[:1].all() else batch.target_ids[is_kept]).numpy()
 
 
 def _checkpoint(name: str) -> str:
@@ -705,7 +751,8 @@ The options of a command:  gpt2-lit COMMAND --help
 
     written = command(export)
     written.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
-    written.add_argument("file", metavar="FILE", help="ends in .safetensors")
+    written.add_argument("file", metavar="FILE", help="ends in .safetensors or .parquet")
+    written.add_argument("--parquet", action="store_true", help="write the tables for Embedding Atlas: FILE.parquet")
 
     begun = command(init)
     begun.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="made if absent (default: here)")

@@ -1,21 +1,21 @@
 """a source -> shuffled batches of input_ids and target_ids: the LightningDataModule."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from html import escape
 from itertools import chain, islice
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_lit.data.identity import DataIdentity
+from gpt2_lit.data.identity import DataIdentity, Segment
 from gpt2_lit.data.loaders import batch_loader, rank_and_world_size
-from gpt2_lit.data.order import ORDER_VERSION, Shuffle, WindowSampler
+from gpt2_lit.data.order import ORDER_VERSION, Position, Shuffle, WindowSampler
 from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
@@ -24,6 +24,7 @@ from gpt2_lit.data.windows import IGNORED, TokenWindows, Windows
 from gpt2_lit.errors import InvalidType, InvalidValue, printable, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
+from gpt2_lit.store.raw_ids import check_dtype
 from gpt2_lit.store.token_cache import TokenCache, common_file, default_directory, expanded, kind_of
 from gpt2_lit.store.token_store import TokenStore
 from gpt2_lit.text.readers import TextOptions
@@ -31,6 +32,14 @@ from gpt2_lit.text.sources import Source, SourceChoice
 from gpt2_lit.text.tokenizer import Encoder, Tokenizer, make_tokenizer, unknown_tokenizer
 
 logger = getLogger(__name__)
+
+
+class StepWindows(NamedTuple):
+    """What one process trains on at a step."""
+
+    epoch: int
+    windows: np.ndarray
+    batch: int  # its number in the epoch
 
 
 class GPTDataModule(LightningDataModule):
@@ -133,6 +142,7 @@ class GPTDataModule(LightningDataModule):
         self.continue_with_other_data = true_or_false("continue_with_other_data", continue_with_other_data)
         self.text_options = TextOptions(text_field, strip_gutenberg, document_separator, max_unpacked).checked()
         self.skip = parse_skip(skip)
+        check_dtype(token_dtype)
         self.token_dtype = token_dtype
         self._tokenizer_choice = tokenizer
         self._vocab_size = None if vocab_size is None else whole_number("vocab_size", vocab_size)
@@ -230,7 +240,9 @@ class GPTDataModule(LightningDataModule):
             sampler = self._train_sampler
             sampler.check_batches()
             if self._progress is None:
-                self._progress_of_last_fit = follow(self.trainer, sampler, self._identity_of(sampler))
+                identity = self._identity_of(sampler)
+                identity.check_ranks()
+                self._progress_of_last_fit = follow(self.trainer, sampler, identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -299,12 +311,36 @@ class GPTDataModule(LightningDataModule):
         elif self.train_dataset is not None and not self.continue_with_other_data:
             self._new_passes(self._train_sampler)  # refuses a state of other data
 
+    def windows_of_step(
+        self, step: int, rank: int = 0, world_size: int = 1, state: Mapping[str, Any] | None = None
+    ) -> StepWindows:
+        """What one of the processes trains on at a step; with a checkpoint's ``state``, what its training did."""
+        sampler = self.train_sampler(rank, world_size)
+        segment = Segment(0, 0, 0, sampler.global_batch, len(self.skip))
+        if state:
+            segment = self._identity_of(sampler).segment_of(state, step)
+            sampler.batch_size, rest = divmod(segment.global_batch, world_size)
+            if rest:
+                raise InvalidValue(
+                    f"the batches of step {step} had {segment.global_batch} windows, of which {world_size} processes "
+                    "cannot have equal shares. Give the number of processes of that training, or 1 for all windows."
+                )
+        sampler.check_batches()
+        begin = Position(segment.epoch, segment.window)
+        position, windows = sampler.next_batch(sampler.after(begin, step - segment.step))
+        return StepWindows(position.epoch, windows, len(sampler) - sampler.batches_from(position))
+
     def origins(self, window: int) -> list[Origin]:
         """Where a training window comes from: the documents that it has tokens of, and their files."""
         dataset = _set_up(self.train_dataset)
         assert isinstance(dataset, TokenWindows)
         start = int(dataset.starts(np.array([window]))[0])
         return self._origins.of(start, start + self.context_size + 1)
+
+    def epochs_trained(self) -> float:
+        """Passes over the training windows so far, under a Trainer."""
+        assert self._progress, "a training has begun"
+        return self._progress.epochs()
 
     def last_windows(self) -> np.ndarray:
         """The windows of the batch that this process has just trained on, under a Trainer."""
@@ -313,6 +349,27 @@ class GPTDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
+        return "\n".join(f"  {label:<7} {text}" for label, text in self._summary())
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n" + "\n".join(f"  {label:<7} {text}" for label, text in self._shown())
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in self._shown())
+        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """For a notebook: what is known before the source is read, or the summary."""
+        if self.train_dataset is not None:
+            return self._summary()
+        name = self._tokenizer_choice if isinstance(self._tokenizer_choice, str) else self.tokenizer.name
+        shape = f"{self.batch_size} windows x {self.context_size} tokens"
+        return [("source", str(self.source)), ("tokens", name), ("batch", shape), ("", "not read yet: setup() does it")]
+
+    def _summary(self) -> list[tuple[str, str]]:
         train, val = _set_up(self.train_dataset), self.val_dataset
         assert self.store is not None
         total = train.num_tokens + (val.num_tokens if val else 0)
@@ -322,7 +379,7 @@ class GPTDataModule(LightningDataModule):
             name += f" ({self.store.num_documents:,} documents{files})"
         sampler = self._train_sampler
         left_out = len(train) - len(sampler) * sampler.global_batch
-        lines = [
+        return [
             ("source", name),
             ("store", self.store.path or "in memory"),
             ("tokens", f"{total:,} ({self.tokenizer.name}, vocabulary of {self.vocab_size:,})"),
@@ -332,7 +389,6 @@ class GPTDataModule(LightningDataModule):
             ("epoch", f"{len(sampler):,} batches" + (f", {left_out} windows sit out" if left_out > 0 else "")),
             *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
-        return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
     def preview(self, num_windows: int = 3) -> None:
         """Print the first windows of training as text, each with the token that follows it; nothing else changes.
@@ -351,17 +407,6 @@ class GPTDataModule(LightningDataModule):
             last = target_ids[target_ids != IGNORED][-1:]
             text, following = (self.tokenizer.decode(ids.tolist()) for ids in (input_ids, last))
             print(printable(f"window {number:,}: {text!r} -> {following!r}"))
-
-    def __repr__(self) -> str:
-        """What it was made with; once it is set up, also what was read and how it is cut."""
-        name = type(self).__name__
-        made = f"{name}({str(self.source)!r}, context_size={self.context_size}, batch_size={self.batch_size})"
-        return made if self.train_dataset is None else f"{made}\n{printable(self.summary())}"
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
 
     def _datasets(self) -> dict[str, Windows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}

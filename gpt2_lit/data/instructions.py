@@ -170,14 +170,14 @@ class InstructionDataModule(GPTDataModule):
         found = [self._origins.of(start, start + 1)[0] for start in starts]
         return [origin._replace(document=record) for origin, record in zip(found, records, strict=True)]
 
-    def summary(self) -> str:
+    def _summary(self) -> list[tuple[str, str]]:
         train, val = self.train_dataset, self.val_dataset
         assert isinstance(train, InstructionWindows)
         assert isinstance(val, InstructionWindows | None)
         sampler = self._train_sampler
         rows = f"{self.batch_size} rows of {'' if self.packing else 'at most '}{self.context_size} tokens"
         left_out = len(train) - len(sampler) * sampler.global_batch
-        lines = [
+        return [
             ("source", str(self.source)),
             ("store", self.store.path if self.store and self.store.path else "in memory"),
             ("tokens", f"{self.tokenizer.name}, vocabulary of {self.vocab_size:,}"),
@@ -188,7 +188,6 @@ class InstructionDataModule(GPTDataModule):
             ("epoch", f"{len(sampler):,} batches" + (f", {left_out} rows sit out" if left_out > 0 else "")),
             *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
-        return "\n".join(f"  {label:<7} {text}" for label, text in lines)
 
     def _split(self) -> None:
         self.store = store = self._cache.open(self.source)

@@ -283,13 +283,14 @@ class WindowSampler(DistributedSampler):
         remaining = len(self) if self.position else self.batches_from(Position(epoch, 0))
         while remaining:
             left = self.batches_from(Position(epoch, window))
-            num_batches = min(left, remaining, max(_AT_A_TIME // self.global_batch, 1))
+            num_batches = min(left, remaining, max(_AT_A_TIME // self.batch_size, 1))
             if not num_batches:
                 epoch, window = epoch + 1, 0
                 continue
-            first = self._num_kept(epoch, window)
-            windows = self._windows(epoch, first, first + num_batches * self.global_batch)
-            for start in range(self.rank * self.batch_size, len(windows), self.global_batch):
+            first = self._num_kept(epoch, window) + self.rank * self.batch_size
+            batches = np.arange(num_batches)[:, None] * self.global_batch + np.arange(self.batch_size)
+            windows = self._windows(epoch, first + batches.ravel())
+            for start in range(0, len(windows), self.batch_size):
                 yield windows[start : start + self.batch_size]
             window, remaining = self._reached(epoch, window, num_batches), remaining - num_batches
 
@@ -326,7 +327,7 @@ class WindowSampler(DistributedSampler):
         while not self.batches_from(position):
             position = Position(position.epoch + 1, 0)
         first = self._num_kept(*position) + self.rank * self.batch_size
-        return position, self._windows(position.epoch, first, first + self.batch_size)
+        return position, self._windows(position.epoch, np.arange(first, first + self.batch_size))
 
     def _num_batches(self, num_windows: int) -> int:
         full, rest = divmod(num_windows, self.global_batch)
@@ -350,6 +351,8 @@ class WindowSampler(DistributedSampler):
     def _positions_left_out(self, epoch: int) -> np.ndarray:
         if epoch not in self._left_out_of:
             windows, stretches = self.left_out
+            if not (len(windows) or stretches):
+                return windows
             if len(windows) and self.positions_of:
                 windows = self.positions_of(windows, self.num_windows, self.seed, epoch)
             parts = [np.arange(start, stop) for where, start, stop in stretches if where == epoch]
@@ -361,14 +364,14 @@ class WindowSampler(DistributedSampler):
         num_full = max(len(self) - 2, 0)
         rest_from = num_full * self.global_batch
         for start in range(self.rank * self.batch_size, rest_from, self.global_batch):
-            yield self._windows(epoch, start, start + self.batch_size)
+            yield self._windows(epoch, np.arange(start, start + self.batch_size))
         rest, pieces = self._num_kept(epoch) - rest_from, (len(self) - num_full) * self.num_replicas
         for piece in range(self.rank, pieces, self.num_replicas):
             # Rounded up, so that no process has more windows than the first.
             start, stop = (rest_from + -(-rest * number // pieces) for number in (piece, piece + 1))
-            yield self._windows(epoch, start, stop)
+            yield self._windows(epoch, np.arange(start, stop))
 
-    def _windows(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """The windows of an epoch from number ``start`` to ``stop`` among those that are trained on."""
-        positions = self._position(epoch, np.arange(start, min(stop, self._num_kept(epoch))))
+    def _windows(self, epoch: int, kept: np.ndarray) -> np.ndarray:
+        """The windows of an epoch by their numbers, which ascend, among those that are trained on."""
+        positions = self._position(epoch, kept[: np.searchsorted(kept, self._num_kept(epoch))])
         return self.permute(positions, self.num_windows, self.seed, epoch) if self.permute else positions

@@ -45,22 +45,19 @@ class Passes:
         if trains and self.on_training:
             self.on_training(self)
         begin, before = self.next_begin, self.batches_before
-        next_epoch = Position(begin.epoch + 1, 0)
         num_batches = self.sampler.batches_from(begin)
+        end = Position(begin.epoch + 1, 0), before + num_batches
         self.num_under_way += 1
         try:
             for number, batch in enumerate(islice(batches(), num_batches), 1):
-                if trains and number < num_batches:
-                    self.reached, self.batches = self.sampler.after(begin, number), before + number
-                    self.next_begin, self.batches_before = begin, before
-                elif trains:
-                    self._stand_at(next_epoch, before + number)
-                    self.reached = self.sampler.after(begin, number)
+                if trains:
+                    self.next_begin, self.batches_before = (begin, before) if number < num_batches else end
+                    self.given = begin, before, number
                 yield batch
         finally:
             self.num_under_way -= 1
         if trains:
-            self._stand_at(next_epoch, before + num_batches)
+            self._stand_at(*end)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next pass with this epoch, or at a position within it that was loaded."""
@@ -70,7 +67,9 @@ class Passes:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the position after the last batch that was given to train on."""
-        return self.reached._asdict() | {"batches": self.batches} | self.identity.state()
+        begin, before, number = self.given
+        batches = {"batches": before + number}
+        return self.sampler.after(begin, number)._asdict() | batches | self.identity.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Begin the next pass at the position of a state.
@@ -88,5 +87,6 @@ class Passes:
         return self.next_begin
 
     def _stand_at(self, position: Position, batches: int) -> None:
-        self.next_begin = self.reached = position
-        self.batches_before = self.batches = batches
+        self.next_begin, self.batches_before = position, batches
+        # A position and its number of batches, and how many more were given to train on.
+        self.given = position, batches, 0

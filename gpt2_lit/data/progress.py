@@ -1,12 +1,13 @@
 """the trainer's count of batches -> a position in the data, and back from a checkpoint."""
 
+import json
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt2_lit.data.identity import DataIdentity
+from gpt2_lit.data.identity import DataIdentity, Segment
 from gpt2_lit.data.order import Position, WindowSampler
 from gpt2_lit.errors import InvalidValue
 from gpt2_lit.lightning_private import batches_trained, callbacks_of, counters_of_the_epoch
@@ -28,11 +29,19 @@ class Progress(Callback):
         self.sampler = sampler
         self.identity = identity
         self._as_counted = True  # whether the epoch has the batches that a checkpoint counts
+        self._segments: list[Segment] = []
         self._restored: dict[str, Any] = {"epoch": 0, "window": 0, "batches": 0, "global_batch": sampler.global_batch}
+        self._begin_segment()
 
     def position(self) -> Position:
         """The epoch, and the windows of it that were trained on by all processes together."""
         return self._position_after(batches_trained(self.trainer))
+
+    def epochs(self) -> float:
+        """Epochs of the data that were trained on, whatever the size of their batches was."""
+        position = self.position()
+        left, whole = (self.sampler.batches_from(start) for start in (position, Position(position.epoch, 0)))
+        return position.epoch + (1 - left / whole if whole else 0.0)
 
     def last_windows(self) -> Int64[np.ndarray, " _"]:
         """The windows of this process in the batch that has just ended."""
@@ -43,7 +52,7 @@ class Progress(Callback):
         epoch, window = self.position()
         batches = batches_trained(self.trainer)
         counts = {"epoch": epoch, "window": window, "batches": batches, "global_batch": self.sampler.global_batch}
-        return counts | self.identity.state()
+        return counts | {"segments": json.dumps(self._segments)} | self.identity.state()
 
     def resize(self, batch_size: int) -> None:
         """Continue from here with batches of another size."""
@@ -55,6 +64,7 @@ class Progress(Callback):
             self.sampler.batch_size = former
             raise
         self._restored, self._as_counted = state | {"global_batch": self.sampler.global_batch}, True
+        self._begin_segment()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
@@ -62,9 +72,12 @@ class Progress(Callback):
         Raises:
             ValueError: If it is of a training on other data, and that is not wanted.
         """
-        position, as_counted = self.identity.resume(state)
+        position, same_data, same_skips = self.identity.resume(state)
         self._restored = state | position._asdict()
-        self._as_counted = as_counted and state["global_batch"] == self.sampler.global_batch
+        self._as_counted = same_data and same_skips and state["global_batch"] == self.sampler.global_batch
+        self._segments = [Segment(*values) for values in json.loads(state.get("segments", "[]"))] if same_data else []
+        if not self._as_counted or not self._segments:
+            self._begin_segment()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """With other batches, tell Lightning how many the epoch has left, before it restores its counters."""
@@ -73,6 +86,7 @@ class Progress(Callback):
         counters = counters_of_the_epoch(checkpoint)
         if counters["is_last_batch"]:  # the epoch is over, even if the windows left out make a batch of the new size
             self._restored = self._restored | {"epoch": self._restored["epoch"] + 1, "window": 0}
+            self._segments[-1] = self._segments[-1]._replace(epoch=self._restored["epoch"], window=0)
             return
         batches_left = self.sampler.batches_from(Position(self._restored["epoch"], self._restored["window"]))
         counters["is_last_batch"] = not batches_left
@@ -80,6 +94,11 @@ class Progress(Callback):
         shift = len(self.sampler) - batches_left - current["processed"]
         for count in ("ready", "started", "processed", "completed"):  # the last lags by one at a step's end
             current[count] += shift
+
+    def _begin_segment(self) -> None:
+        step, epoch, window = (self._restored[name] for name in ("batches", "epoch", "window"))
+        begun = Segment(step, epoch, window, self.sampler.global_batch, len(self.identity.skip.entries))
+        self._segments = [*(segment for segment in self._segments if segment.step < step), begun]
 
     def _position_after(self, batches: int) -> Position:
         # The trainer's count is restored after this object: until then it is below that of the checkpoint.

@@ -74,10 +74,20 @@ class Skip:
     def resolve(self, position: Position, step: int, known: Iterable[Stretches | None] = ()) -> None:
         """Leave all entries out, the first as they are ``known``; steps count on from a position and its step."""
         self.stretches = list(known)
-        self.sampler.leave_out(self._left_out())
+        self.leave_out(len(self.stretches))
         for entry in self.entries[len(self.stretches) :]:
             self.stretches.append(self._stretches(entry, position, step) if entry.kind == "step" else None)
-            self.sampler.leave_out(self._left_out())
+            self.leave_out(len(self.stretches))
+
+    def leave_out(self, num_entries: int) -> None:
+        """Have the order leave out the first entries, which are resolved, and no other."""
+        if not num_entries:
+            self.sampler.leave_out(LeftOut())
+            return
+        windows = [self._windows_of(entry) for entry in self.entries[:num_entries] if entry.kind != "step"]
+        known = [stretch for of_entry in self.stretches[:num_entries] for stretch in of_entry or []]
+        stretches = tuple((epoch, start, stop) for epoch, start, stop in known)
+        self.sampler.leave_out(LeftOut(np.unique(np.concatenate([LeftOut().windows, *windows])), stretches))
 
     def state(self) -> str:
         """What a checkpoint keeps."""
@@ -99,12 +109,6 @@ class Skip:
             )
         self.resolve(position, step, [stretches for *_, stretches in saved])
         return len(self.entries) > len(before)
-
-    def _left_out(self) -> LeftOut:
-        known = self.entries[: len(self.stretches)]
-        windows = [self._windows_of(entry) for entry in known if entry.kind != "step"]
-        stretches = [(epoch, start, stop) for of_entry in self.stretches for epoch, start, stop in of_entry or []]
-        return LeftOut(np.unique(np.concatenate([LeftOut().windows, *windows])), tuple(stretches))
 
     def _windows_of(self, entry: Entry) -> Int64[np.ndarray, " _"]:
         if entry.kind == "window":

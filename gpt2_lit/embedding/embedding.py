@@ -266,7 +266,9 @@ def _check_settings(
         raise InvalidValue(f"init must be one of {', '.join(INIT_STD)}, got {init!r}. Set model.init.")
 
 
-def _check_type(name: str, ids: Tensor) -> None:
+def _check_type(name: str, ids: Any) -> None:
+    if not isinstance(ids, Tensor):
+        raise InvalidType(f"{name} must be a tensor of ids, got a {type(ids).__name__}. Make one by torch.tensor(...).")
     if ids.dtype not in (torch.int64, torch.int32):
         raise InvalidType(f"{name} must be int64 or int32, got {ids.dtype}. Convert them with .long().")
 

@@ -154,6 +154,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read as a checkpoint without running code from it.
     """
+    state = read_checkpoint(path)
+    return {name: value for name, value in _weights_within(state).items() if isinstance(value, Tensor)}
+
+
+def read_checkpoint(path: str | Path) -> dict[Any, Any]:
+    """All that is in a checkpoint of tensors and plain values; tensors are mapped, not read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read as a checkpoint without running code from it.
+    """
     if not Path(path).is_file():
         raise MissingFile(f"there is no file {path}. Give the path of a checkpoint.")
     try:
@@ -163,7 +174,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InvalidValue(f"{path} is not a checkpoint of tensors and plain values: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise InvalidValue(f"{path} must hold a dictionary of tensors by their names, got {type(state).__name__}.")
-    return {name: value for name, value in _weights_within(state).items() if isinstance(value, Tensor)}
+    return state
 
 
 def _weights_within(state: Mapping[Any, Any]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """corpus -> counts: how often each id stands in it, tokens that one can read, and windows as text."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, takewhile
 from typing import Any, Literal, NamedTuple
+from unicodedata import combining, east_asian_width
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -13,6 +16,7 @@ from gpt2_lit.text.tokenizer import Tokenizer
 # Bounds, so that the cost does not grow with the corpus: 8,388,608 tokens in 512 reads, which a cold disk can do.
 RUNS, RUN_TOKENS = 512, 2**14
 SHOWN_WINDOWS, SHOWN_TOKENS = 5, 32
+CHARACTER_BYTES = 4  # of UTF-8, at most: so many tokens one character may be
 LABEL_CHARACTERS = 256  # no token of GPT-2 has more, but one of words may be a whole file
 
 
@@ -119,17 +123,34 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() and char != "\\" else repr(char)[1:-1] for char in text)
 
 
-def token_label(decode: Callable[[list[int]], str], token_id: int) -> str:
-    r"""A token on one line, with dots for its spaces; its id where it is not text.
+def pieces(decode: Callable[[list[int]], str], token_ids: list[int]) -> list[list[int]]:
+    """The tokens in the smallest groups that are text: the bytes of one character may be several tokens.
 
     Example:
         >>> from gpt2_lit import gpt2_tokenizer
-        >>> [token_label(gpt2_tokenizer().decode, token_id) for token_id in (464, 198)]
-        ['The', '\\n']
+        >>> pieces(gpt2_tokenizer().decode, gpt2_tokenizer().encode("a\u732b"))
+        [[64], [163, 234, 104]]
     """
-    text = decode([token_id])
+    found, at = [], 0
+    while at < len(token_ids):
+        sizes = range(1, min(CHARACTER_BYTES, len(token_ids) - at) + 1)
+        size = next((size for size in sizes if "\ufffd" not in decode(token_ids[at : at + size])), 1)
+        found.append(token_ids[at : at + size])
+        at += size
+    return found
+
+
+def token_label(decode: Callable[[list[int]], str], *token_ids: int) -> str:
+    r"""A token, or several that are one character, on one line, with dots for spaces; the id where it is not text.
+
+    Example:
+        >>> from gpt2_lit import gpt2_tokenizer
+        >>> [token_label(gpt2_tokenizer().decode, *token_ids) for token_ids in ([464], [198], [163], [163, 234, 104])]
+        ['The', '\\n', 'id 163', '\u732b']
+    """
+    text = decode(list(token_ids))
     if not text or "\ufffd" in text:  # part of the bytes of a character
-        return f"id {token_id}"
+        return f"id {token_ids[0]}"
     label = visible(text[: LABEL_CHARACTERS + 1]).replace(" ", "\u00b7")
     return label if len(label) <= LABEL_CHARACTERS else f"{label[:LABEL_CHARACTERS]}..."
 
@@ -152,19 +173,57 @@ def windows_as_text(corpus: Corpus) -> str:
     ]
     for row, input_ids, target_ids in zip(rows, inputs.tolist(), targets.tolist(), strict=True):
         lines, above, below = [], "", ""
-        for input_id, target_id in list(zip(input_ids, target_ids, strict=True))[:SHOWN_TOKENS]:
-            pair = [
-                "" if token_id == IGNORED else token_label(corpus.decode, token_id)
-                for token_id in (input_id, target_id)
-            ]
-            width = max(map(len, pair)) + 2
-            if len(above) + width > 110:
+        for pair in _labels_of(corpus.decode, input_ids, target_ids):
+            width = max(map(columns, pair)) + 2
+            if columns(above) + width > 110:
                 lines += [f"    input   {above}", f"    target  {below}", "    "]
                 above, below = "", ""
-            above, below = above + pair[0].ljust(width), below + pair[1].ljust(width)
+            above, below = (
+                line + label + " " * (width - columns(label)) for line, label in zip((above, below), pair, strict=True)
+            )
         lines += [f"    input   {above}", f"    target  {below}"]
         parts.append(f"**window {row:,}**\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _labels_of(
+    decode: Callable[[list[int]], str], input_ids: list[int], target_ids: list[int]
+) -> Iterator[tuple[str, str]]:
+    """Each character or token of the beginning of a window, with what comes next, if that counts."""
+    end = 0
+    for piece in pieces(decode, input_ids[: SHOWN_TOKENS + CHARACTER_BYTES]):
+        if end >= SHOWN_TOKENS:
+            return
+        end += len(piece)
+        following = list(takewhile(lambda target: target != IGNORED, target_ids[end - 1 :][:CHARACTER_BYTES]))
+        label = token_label(decode, *pieces(decode, following)[0]) if following else ""
+        yield token_label(decode, *piece), label
+
+
+def columns(text: str) -> int:
+    """How many columns of letters of one width a text takes: characters of Chinese, for one, take two."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def labels_of_tokens(corpus: Corpus, token_ids: Iterable[int]) -> list[str]:
+    """The tokens, each on one line; of one that is a part of characters, those in which the corpus has it most."""
+    labels = {token_id: token_label(corpus.decode, token_id) for token_id in token_ids}
+    if any(label == f"id {token_id}" for token_id, label in labels.items()):
+        for token_id, characters in _characters_of(corpus).items():
+            if labels.get(token_id) == f"id {token_id}":
+                labels[token_id] = "part of " + " ".join(one for one, _ in characters.most_common(3))
+    return list(labels.values())
+
+
+def _characters_of(corpus: Corpus) -> dict[int, Counter[str]]:
+    """For each token that is a part of characters: how often of which, in the first 65,536 tokens of the sample."""
+    found: dict[int, Counter[str]] = defaultdict(Counter)
+    for batch in islice(sample(corpus.windows), 4):
+        for row in batch.input_ids.tolist():
+            for piece in pieces(corpus.decode, row):
+                for token_id in piece if len(piece) > 1 else []:
+                    found[token_id][token_label(corpus.decode, *piece)] += 1
+    return found
 
 
 def as_block(text: str) -> str:

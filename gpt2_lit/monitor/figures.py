@@ -1,19 +1,26 @@
-"""numbers -> figures: a heat map and a line chart, with title, axes and units, as images.
+"""numbers -> figures: a heat map, a line chart and a scatter plot, with title, axes and units, as images.
 
 Drawn with Pillow, which comes with TensorBoard: matplotlib, wherever it is installed, costs each training 0.4 s.
 """
 
-import numpy as np
-from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageDraw, ImageFont
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
-# Everything is drawn twice as large and halved at the end, which smooths lines. The sizes here are those of drawing.
-SHRINK = 2
+import numpy as np
+from jaxtyping import Float, Int64, Shaped, UInt8
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+# TensorBoard's cards show a picture 215 pixels high, whatever its size, and take the nearest pixel for each. So it is
+# 430 pixels high, and drawn twice as large again: the sizes here are those of drawing, four for a pixel of a card.
+SHRINK, CARD_PIXEL = 2, 4
 INK, FAINT, GRID, PAPER, LINE = "#202124", "#5f6368", "#e3e5e8", "#ffffff", "#c2410c"
-LEFT, TOP, SIDE = 210, 170, 1024  # of the plot: its corner, and how wide and high it is
-BOTTOM = 170
-WIDTH = LEFT + SIDE + 210
-CHART_HEIGHT = 1000
+HEIGHT = 860
+LEFT, TOP, SIDE = 152, 136, 592  # of the plot: its corner, and how high it is; a heat map is as wide
+RIGHT = 168  # for the bar of a heat map
+CHART_WIDTH = 1320
+MAX_CELLS = SIDE // CARD_PIXEL  # on a side of a heat map, each at least a pixel of a card
+TITLE, TEXT = 56, 48  # sizes of letters
 
 # Source: Bjorn Ottosson, "A perceptual color space for image processing", 2020: OKLab to linear sRGB.
 OKLAB_TO_LMS = np.array(
@@ -55,14 +62,14 @@ def heat_map(
         values: What to show; row 0 is at the top.
         positions: The numbers of the rows and columns, rising.
         title: What the values are.
-        subtitle: Where they are from.
-        label: What the rows and columns are, with the unit.
+        subtitle: What to see in them.
+        label: What the rows and columns are.
 
     Example:
-        >>> heat_map(np.eye(4), np.arange(4), "Cosine similarity", "a test", "position (tokens)").shape
-        (682, 722, 3)
+        >>> heat_map(np.eye(4), np.arange(4), "Cosine similarity", "a test", "position").shape
+        (430, 456, 3)
     """
-    image, draw = _paper(title, subtitle, TOP + SIDE + BOTTOM)
+    image, draw = _paper(title, subtitle, LEFT + SIDE + RIGHT, label, SIDE)
     cells = Image.fromarray(colors(values)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     image.paste(cells, (LEFT, TOP))
     for tick in nice_ticks(float(positions[0]), float(positions[-1]), whole=True):
@@ -70,22 +77,21 @@ def heat_map(
         at = SIDE * (np.interp(tick, positions, np.arange(len(positions))) + 0.5) / len(positions)
         _tick(draw, tick, LEFT + at, float(TOP + SIDE), below=True)
         _tick(draw, tick, float(LEFT), TOP + at, below=False)
-    _axis_labels(image, draw, label, label, SIDE, SIDE)
 
     bar = np.broadcast_to(np.linspace(1, -1, SIDE)[:, None], (SIDE, 44))
-    x = LEFT + SIDE + 50
+    x = LEFT + SIDE + 40
     image.paste(Image.fromarray(colors(bar)), (x, TOP))
-    for tick in (1.0, 0.5, 0.0, -0.5, -1.0):
+    for tick in (1, 0, -1):
         y = TOP + (1 - tick) / 2 * SIDE
-        draw.line([(x + 44, y), (x + 54, y)], fill=INK, width=3)
-        draw.text((x + 62, y), f"{tick:.1f}", fill=INK, font=_font(46), anchor="lm")
+        draw.line([(x + 44, y), (x + 56, y)], fill=INK, width=4)
+        draw.text((x + 64, y), f"{tick}", fill=INK, font=_font(TEXT), anchor="lm")
     draw.rectangle([(x, TOP), (x + 44, TOP + SIDE)], outline=INK, width=2)
     draw.rectangle([(LEFT, TOP), (LEFT + SIDE, TOP + SIDE)], outline=INK, width=2)
-    return np.asarray(image.reduce(SHRINK))
+    return _shrunk(image)
 
 
 def line_chart(
-    values: Float[np.ndarray, " N"], expected: float, title: str, subtitle: str, x_label: str, y_label: str
+    values: Float[np.ndarray, " N"], expected: float, title: str, subtitle: str, label: str
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Values from 0 up as a line over their numbers, and a level to compare them with.
 
@@ -93,38 +99,45 @@ def line_chart(
         values: What to show; the first is number 0.
         expected: A level, drawn as a broken line.
         title: What the values are.
-        subtitle: Where they are from.
-        x_label: What their numbers are, with the unit.
-        y_label: What the values are, with the unit.
+        subtitle: What the level is.
+        label: What their numbers are.
 
     Example:
-        >>> line_chart(np.arange(4.0), 1.5, "Norm", "a test", "position (tokens)", "norm").shape
-        (500, 722, 3)
+        >>> line_chart(np.arange(4.0), 1.5, "Norm", "a test", "position").shape
+        (430, 660, 3)
     """
-    width, height = WIDTH - LEFT - 70, CHART_HEIGHT - TOP - BOTTOM
-    image, draw = _paper(title, subtitle, CHART_HEIGHT)
     last = max(len(values) - 1.0, 1.0)
-    top = 1.08 * max(float(values.max()), expected) or 1.0
-
-    def pixels(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / last * width, TOP + (1 - y / top) * height
-
-    for tick in nice_ticks(0.0, top):
-        x, y = pixels(0.0, tick)
-        draw.line([(x, y), (x + width, y)], fill=GRID, width=3)
-        _tick(draw, tick, x, y, below=False)
-    for tick in nice_ticks(0.0, last, whole=True):
-        _tick(draw, tick, *pixels(tick, 0.0), below=True)
-    line = [pixels(float(x), y) for x, y in enumerate(values.tolist())]
+    ticks = {tick: tick / last for tick in nice_ticks(0.0, last, whole=True)}
+    image, draw, pixels = _chart(float(values.max()), expected, ticks, title, subtitle, label)
+    line = [pixels(x / last, y) for x, y in enumerate(values.tolist())]
     if len(line) == 1:  # a line as long as it is wide
-        line.append((line[0][0] + 6, line[0][1]))
-    draw.line(line, fill=LINE, width=6, joint="curve")
-    x, y = pixels(0.0, expected)
-    for dash in range(0, width, 32):
-        draw.line([(x + dash, y), (x + min(dash + 18, width), y)], fill=INK, width=4)
-    draw.line([(LEFT, TOP), (LEFT, TOP + height), (LEFT + width, TOP + height)], fill=INK, width=3)
-    _axis_labels(image, draw, x_label, y_label, width, height)
-    return np.asarray(image.reduce(SHRINK))
+        line.append((line[0][0] + 8, line[0][1]))
+    draw.line(line, fill=LINE, width=8, joint="curve")
+    _draw_level(draw, pixels, expected)
+    return _shrunk(image)
+
+
+def scatter(
+    counts: Int64[np.ndarray, " N"],
+    values: Float[np.ndarray, " N"],
+    expected: float,
+    title: str,
+    subtitle: str,
+    label: str,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Values from 0 up as dots over counts from 1 up, on a logarithmic axis, and a level to compare them with.
+
+    Example:
+        >>> scatter(np.array([1, 10]), np.array([1.0, 2.0]), 1.5, "Norm", "a test", "count").shape
+        (430, 660, 3)
+    """
+    decades = max(math.log10(counts.max()), 1e-3)
+    ticks = {10.0**power: power / decades for power in range(math.floor(decades) + 1)}
+    image, draw, pixels = _chart(float(values.max()), expected, ticks, title, subtitle, label)
+    for x, y in zip((np.log10(counts) / decades).tolist(), values.tolist(), strict=True):
+        draw.circle(pixels(x, y), 7, fill=LINE)
+    _draw_level(draw, pixels, expected)
+    return _shrunk(image)
 
 
 def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
@@ -146,29 +159,58 @@ def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [round(float(tick), 12) for tick in ticks]
 
 
-def _paper(title: str, subtitle: str, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (WIDTH, height), PAPER)
+Pixels: TypeAlias = Callable[[float, float], tuple[float, float]]
+
+
+def _chart(
+    highest: float, expected: float, ticks: Mapping[float, float], title: str, subtitle: str, label: str
+) -> tuple[Image.Image, ImageDraw.ImageDraw, Pixels]:
+    """Axes of values from 0 up, and where a share of the way to the right and a value lie."""
+    width = CHART_WIDTH - LEFT - 60
+    image, draw = _paper(title, subtitle, CHART_WIDTH, label, width)
+    top = 1.08 * max(highest, expected) or 1.0
+
+    def pixels(share: float, value: float) -> tuple[float, float]:
+        return LEFT + share * width, TOP + (1 - value / top) * SIDE
+
+    for tick in nice_ticks(0.0, top):
+        x, y = pixels(0.0, tick)
+        draw.line([(x, y), (x + width, y)], fill=GRID, width=4)
+        _tick(draw, tick, x, y, below=False)
+    for tick, share in ticks.items():
+        _tick(draw, tick, *pixels(share, 0.0), below=True)
+    draw.line([pixels(0.0, top), pixels(0.0, 0.0), pixels(1.0, 0.0)], fill=INK, width=4)
+    return image, draw, pixels
+
+
+def _draw_level(draw: ImageDraw.ImageDraw, pixels: Pixels, level: float) -> None:
+    (x, y), (end, _) = pixels(0.0, level), pixels(1.0, level)
+    for dash in range(int(x), int(end), 48):
+        draw.line([(dash, y), (min(dash + 28, end), y)], fill=INK, width=6)
+
+
+def _paper(
+    title: str, subtitle: str, width: int, label: str, plot_width: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty picture with its words: above the plot, and below it the name of the axis."""
+    image = Image.new("RGB", (width, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((LEFT, 20), title, fill=INK, font=_font(60))
-    draw.text((LEFT, 96), subtitle, fill=FAINT, font=_font(44))
+    draw.text((LEFT, 6), title, fill=INK, font=_font(TITLE))
+    draw.text((LEFT, 70), subtitle, fill=FAINT, font=_font(TEXT))
+    draw.text((LEFT + plot_width / 2, HEIGHT - 10), label, fill=INK, font=_font(TEXT), anchor="ms")
     return image, draw
+
+
+def _shrunk(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """At its size, each pixel the mean of those around it: every second one then makes a picture without gaps."""
+    return np.asarray(image.filter(ImageFilter.BoxBlur(1.5)).reduce(SHRINK))
 
 
 def _tick(draw: ImageDraw.ImageDraw, value: float, x: float, y: float, below: bool) -> None:
     """A number at an axis, below it or to its left, with a short line that says where."""
-    draw.line([(x, y), (x, y + 12) if below else (x - 12, y)], fill=INK, width=3)
-    at = (x, y + 22) if below else (x - 22, y)
-    draw.text(at, f"{value:g}", fill=INK, font=_font(46), anchor="ma" if below else "rm")
-
-
-def _axis_labels(
-    image: Image.Image, draw: ImageDraw.ImageDraw, x_label: str, y_label: str, width: int, height: int
-) -> None:
-    """The name of the axis below a plot, and of that to its left, which is read from below."""
-    draw.text((LEFT + width / 2, image.height - 22), x_label, fill=INK, font=_font(46), anchor="ms")
-    aside = Image.new("RGB", (height, 60), PAPER)
-    ImageDraw.Draw(aside).text((height / 2, 46), y_label, fill=INK, font=_font(46), anchor="ms")
-    image.paste(aside.rotate(90, expand=True), (12, TOP))
+    draw.line([(x, y), (x, y + 12) if below else (x - 12, y)], fill=INK, width=4)
+    at = (x, y + 18) if below else (x - 20, y)
+    draw.text(at, f"{value:g}", fill=INK, font=_font(TEXT), anchor="ma" if below else "rm")
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

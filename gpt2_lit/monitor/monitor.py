@@ -1,7 +1,6 @@
 """tables -> curves and pictures in TensorBoard: how an embedding changes in training, in any model."""
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -17,31 +16,50 @@ from torch.utils.hooks import RemovableHandle
 from gpt2_lit.embedding.embedding import EmbeddingModule
 from gpt2_lit.embedding.norms import band, embedding_norms, mean_norm, vector_norms
 from gpt2_lit.errors import InvalidValue, whole_number
-from gpt2_lit.lightning_private import logs_this_step
-from gpt2_lit.monitor.counts import Corpus, as_block, most_frequent, spread, token_counts, token_label, windows_as_text
-from gpt2_lit.monitor.figures import heat_map, line_chart
+from gpt2_lit.lightning_private import is_last_batch, log_interval, logs_this_step, set_log_interval
+from gpt2_lit.monitor.counts import (
+    Corpus,
+    as_block,
+    labels_of_tokens,
+    most_frequent,
+    spread,
+    token_counts,
+    windows_as_text,
+)
+from gpt2_lit.monitor.figures import MAX_CELLS, heat_map, line_chart, scatter
 from gpt2_lit.monitor.generate import check_drawing, generate
 from gpt2_lit.monitor.losses import HighestLosses
+from gpt2_lit.monitor.page import (
+    BAND_TAGS,
+    EXPECTED_TAGS,
+    NORM_TAGS,
+    charts,
+    describe,
+    expected_norms,
+    how_to_read,
+    hyperparameters,
+)
 
-HEAT_MAP_CELLS = 256  # on a side
+NUM_PICTURES = 10  # of a training whose end is known, with the first: TensorBoard shows at most ten of a tag
 PROJECTED_ROWS, PROJECTED_DIMS = 2000, 128  # a browser computes on all of it before it shows anything
 
+MAX_DOTS = 2000  # of a figure
+ALIKE = 0.9  # a cosine from which on the colours look the same
 PROMPT_TOKENS = 8  # of the training text
 
-KINDS = ("token", "position", "input")
-NORM_TAGS = {kind: f"embedding_norm/{kind}" for kind in KINDS}  # means
-BAND_TAGS = {kind: f"norm_band/{kind}" for kind in KINDS}  # with _p05 and _p95
 STATE, HIGHEST = "embedding_monitor.seen", "embedding_monitor.highest_losses"  # in a checkpoint
 
 
 class EmbeddingMonitor(Callback):
     """Shows in TensorBoard how the two tables of an EmbeddingModule change, in any LightningModule that has one.
 
-    Curves need any logger, pictures a TensorBoardLogger, and what shows tokens a datamodule like GPTDataModule.
+    Curves need any logger, pictures a TensorBoardLogger or a WandbLogger, everything else a TensorBoardLogger, and what
+    shows tokens a datamodule like GPTDataModule.
     docs/tensorboard.md says what there is to see.
 
     Args:
-        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures.
+        every_n_steps: Optimizer steps from one picture to the next; 0 is no pictures. None is ten pictures in a
+            training, or one each 1,000 steps where its end is not known.
         projected_tokens: How many of the most frequent tokens the Projector gets, at most 2,000; 0 is no Projector.
         sample_every_n_steps: Optimizer steps from one text that the model writes, for the Text tab, to the next; 0 is
             none. The model's forward must give logits. The random numbers of the training stay as they are.
@@ -62,7 +80,7 @@ class EmbeddingMonitor(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 1000,
+        every_n_steps: int | None = None,
         projected_tokens: int = PROJECTED_ROWS,
         sample_every_n_steps: int = 0,
         sample_prompt: str | None = None,
@@ -71,7 +89,8 @@ class EmbeddingMonitor(Callback):
         sample_top_k: int | None = None,
         highest_losses: int = 0,
     ) -> None:
-        whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
+        if every_n_steps is not None:
+            whole_number("every_n_steps", every_n_steps, least=0, of="monitor.")
         if not 0 <= projected_tokens <= PROJECTED_ROWS:
             raise InvalidValue(
                 f"projected_tokens must be from 0 to {PROJECTED_ROWS}, which a browser can show, got "
@@ -87,6 +106,10 @@ class EmbeddingMonitor(Callback):
         self._highest = HighestLosses(whole_number("highest_losses", highest_losses, least=0, of="monitor."))
         self._seen = torch.zeros(0, dtype=torch.uint8)  # 1 for each id that was an input
         self._hook: RemovableHandle | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for writer in _writers(trainer):
+            describe(writer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._embedding = find_embedding(pl_module)
@@ -105,26 +128,40 @@ class EmbeddingMonitor(Callback):
         self._seen = self._seen.to(pl_module.device)
         self._unlogged_means: set[str] | None = None
         self._pictured_step = -1
+        self._counts: np.ndarray | None = None
         self._measuring = False
+        self._log_interval = log_interval(trainer)
+        self._num_steps = trainer.estimated_stepping_batches
+        self._picture_interval = self._interval_of_pictures()
         look: Any = torch.compiler.disable(self._look)  # a compiled model calls it all the same
         self._hook = embedding.register_forward_hook(look, with_kwargs=True)
         self._corpus = corpus_of(trainer)
-        tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        self._writers = [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
-        if not self._writers:
-            return
-        *start, self._session_end = hyperparameters(trainer, pl_module)
-        for writer in self._writers:
-            writer.add_custom_scalars(charts(embedding))
-            for summary in start:
-                writer.file_writer.add_summary(summary)
-            if self._corpus and begins:
-                writer.add_text("training_windows", windows_as_text(self._corpus), 0)
+        self._writers = _writers(trainer)
+        self._galleries: list[Any] = [
+            logger for logger in trainer.loggers if trainer.is_global_zero and hasattr(logger, "log_image")
+        ]
+        if self._writers:
+            *start, self._session_end = hyperparameters(trainer, pl_module)
+            self._begin_page([charts(), *start], begins)
+            self._draw_expected_norms(trainer.global_step)
+            self._draw_expected_norms(self._num_steps - 1)
         if begins:
             self._picture(trainer)
             self._sample(trainer, pl_module)
 
+    def _begin_page(self, summaries: list[Any], begins: bool) -> None:
+        for writer in self._writers:
+            for summary in summaries:
+                writer.file_writer.add_summary(summary)
+            if begins:
+                writer.add_text("How to read this page", how_to_read(self._embedding), 0)
+            if self._corpus and begins:
+                writer.add_text("training_windows", windows_as_text(self._corpus), 0)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning logs each n-th step alone; a curve should begin and end where the training does.
+        is_end = trainer.global_step == 0 or is_last_step(trainer)
+        set_log_interval(trainer, min(self._log_interval, 1) if is_end else self._log_interval)
         self._measuring = logs_this_step(trainer)
         self._step_before = trainer.global_step
         self._of_batch: dict[str, Tensor] = {}
@@ -176,14 +213,16 @@ class EmbeddingMonitor(Callback):
                     self._of_tables[f"table_norm/{kind}"] = mean_norm(table)
                 self._of_tables["vocabulary/seen_fraction"] = self._seen.float().mean()
                 pl_module.log_dict(self._of_tables, rank_zero_only=True)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if self._picture_interval and trainer.global_step % self._picture_interval == 0:
             self._picture(trainer)
             self._show_highest(trainer)
         if self.sample_every_n_steps and trainer.global_step % self.sample_every_n_steps == 0:
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unhook()
+        self._clean_up(trainer)
+        if math.isinf(self._num_steps):
+            self._draw_expected_norms(trainer.global_step - 1)
         if self._pictured_step != trainer.global_step:
             self._picture(trainer)
             self._show_highest(trainer)
@@ -192,7 +231,7 @@ class EmbeddingMonitor(Callback):
             writer.file_writer.add_summary(self._session_end)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
+        self._clean_up(trainer)
 
     # Not state_dict: to unite takes the trainer, and of a callback's state Lightning warns when it is not wanted.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -211,10 +250,19 @@ class EmbeddingMonitor(Callback):
         if trainer.world_size > 1:
             self._seen = trainer.strategy.reduce(self._seen, reduce_op="max")
 
-    def _unhook(self) -> None:
+    def _clean_up(self, trainer: Trainer) -> None:
+        """Leave model and trainer as they were."""
         if self._hook is not None:
+            set_log_interval(trainer, self._log_interval)
             self._hook.remove()
             self._hook = None
+
+    def _draw_expected_norms(self, step: int | float) -> None:
+        """A point of each constant curve, which two points draw: more would be most of what TensorBoard scales to."""
+        if math.isfinite(step):
+            for kind, norm in expected_norms(self._embedding).items():
+                for writer in self._writers:
+                    writer.add_scalar(EXPECTED_TAGS[kind], norm, int(step))
 
     def _modules(self) -> dict[str, nn.Embedding]:
         return {"token": self._embedding.token_embedding, "position": self._embedding.position_embedding}
@@ -234,38 +282,66 @@ class EmbeddingMonitor(Callback):
             for module in self._modules().values()
         )
 
+    def _interval_of_pictures(self) -> int:
+        if self.every_n_steps is not None:
+            return self.every_n_steps
+        return 1000 if math.isinf(self._num_steps) else max(math.ceil(self._num_steps / (NUM_PICTURES - 1)), 1)
+
     @torch.no_grad()
     def _picture(self, trainer: Trainer) -> None:
         step = self._pictured_step = trainer.global_step
-        if not (self._writers and self.every_n_steps and self._has_whole_tables(trainer)):
+        if not ((self._writers or self._galleries) and self._picture_interval and self._has_whole_tables(trainer)):
             return
         norms = {kind: vector_norms(table).cpu().numpy() for kind, table in self._tables().items()}
         if not all(np.isfinite(values).all() for values in norms.values()):  # the losses say it already
             return
-        after = f"after {step:,} step{'s' * (step != 1)}"
-        expected = expected_norms(self._embedding)["position"]
-        by_position = line_chart(
-            norms["position"],
-            expected,
-            "Norm of each position vector",
-            f"{after}; broken line: expected at initialisation, {expected:.2f}",
-            "position (tokens)",
-            "norm",
-        )
-        positions, similarity = position_similarity(self._tables()["position"].float())
-        similarity_map = heat_map(
-            similarity,
-            positions,
-            "Cosine similarity of position vectors",
-            f"{after}; {len(positions)} of {self._embedding.context_size:,} positions",
-            "position (tokens)",
-        )
+        figures = self._figures(trainer, norms)
         for writer in self._writers:
             for kind, values in norms.items():
                 # The default bins are for values spread over powers of ten: norms would fill two of them.
                 writer.add_histogram(f"embedding_picture/norms_of_{kind}s", values, step, bins=64)
-            writer.add_image("embedding_picture/norm_by_position", by_position, step, dataformats="HWC")
-            writer.add_image("embedding_picture/position_similarity", similarity_map, step, dataformats="HWC")
+            for name, figure in figures.items():
+                writer.add_image(f"embedding_picture/{name}", figure, step, dataformats="HWC")
+        for logger in self._galleries:
+            for name, figure in figures.items():
+                logger.log_image(f"embedding_picture/{name}", [figure], step)
+
+    def _figures(self, trainer: Trainer, norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        expected = expected_norms(self._embedding)
+        dashed = {kind: f"dashed: expected at the start, {norm:.2g}" for kind, norm in expected.items()}
+        positions, similarity = position_similarity(self._tables()["position"].float())
+        figures = {
+            "norm_by_position": line_chart(
+                norms["position"], expected["position"], "Norm of each position", dashed["position"], "position"
+            ),
+            "position_similarity": heat_map(
+                similarity, positions, "Similarity of positions", self._what_to_see(trainer, similarity), "position"
+            ),
+        }
+        if self._corpus:
+            counts = self._token_counts(self._corpus)
+            token_ids = most_frequent(counts, len(counts))
+            token_ids = token_ids[spread(len(token_ids), MAX_DOTS)]
+            values = norms["token"][token_ids]
+            figures["norm_by_count"] = scatter(
+                counts[token_ids], values, expected["token"], "Norm of each token", dashed["token"], "times in the text"
+            )
+        return figures
+
+    def _what_to_see(self, trainer: Trainer, similarity: np.ndarray) -> str:
+        if similarity.min() > ALIKE:
+            return "all alike, as without attention"
+        stride = getattr(getattr(trainer, "datamodule", None), "stride", None)
+        if isinstance(stride, int) and stride < self._embedding.context_size:
+            # Positions a stride apart have the same tokens, in neighbouring windows.
+            return f"diagonal lines: the stride, {stride}"
+        return "cosine of each two vectors"
+
+    def _token_counts(self, corpus: Corpus) -> np.ndarray:
+        """How often each token of the vocabulary is in the training text."""
+        if self._counts is None:
+            self._counts = token_counts(corpus.windows, self._embedding.vocab_size)
+        return self._counts
 
     def _show_highest(self, trainer: Trainer) -> None:
         """Show the windows of highest loss since the last time."""
@@ -303,14 +379,13 @@ class EmbeddingMonitor(Callback):
         """Give the vectors of the most frequent tokens to the Projector."""
         if not (self._writers and self._corpus and self.projected_tokens and self._has_whole_tables(trainer)):
             return
-        counts = token_counts(self._corpus.windows, self._embedding.vocab_size)
+        counts = self._token_counts(self._corpus)
         token_ids = most_frequent(counts, self.projected_tokens)
         vectors = self._embedding.token_embedding.weight[torch.from_numpy(token_ids)].float().cpu()
         if not vectors.isfinite().all():
             return
-        labels = [
-            [token_label(self._corpus.decode, token_id), int(counts[token_id])] for token_id in token_ids.tolist()
-        ]
+        names = labels_of_tokens(self._corpus, token_ids.tolist())
+        labels = [[name, int(count)] for name, count in zip(names, counts[token_ids], strict=True)]
         header = ["token", f"count in {counts.sum():,} tokens of the corpus"]
         vectors = principal_components(vectors, PROJECTED_DIMS).double().round(decimals=5)  # short in a text file
         for writer in self._writers:
@@ -335,64 +410,27 @@ def find_embedding(model: nn.Module) -> EmbeddingModule:
     return found[0]
 
 
-def expected_norms(embedding: EmbeddingModule) -> dict[str, float]:
-    """The norms expected at initialisation: standard deviation * sqrt(D).
-
-    Example:
-        >>> {kind: round(norm, 2) for kind, norm in expected_norms(EmbeddingModule(10, 768, 4)).items()}
-        {'token': 0.55, 'position': 0.28, 'input': 0.62}
-    """
-    std, root = embedding.init_std, math.sqrt(embedding.embed_dim)
-    return {"token": std.token * root, "position": std.position * root, "input": math.hypot(*std) * root}
+def _writers(trainer: Trainer) -> list[Any]:
+    """TensorBoard's writers, on the process that writes."""
+    tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in tensorboards] if trainer.is_global_zero else []
 
 
-def charts(embedding: EmbeddingModule) -> dict[str, dict[str, list]]:
-    """What the Custom Scalars tab shows."""
-    expected = {kind: f"{norm:.2f}" for kind, norm in expected_norms(embedding).items()}
-    of_all = ", ".join(f"{kind} {norm}" for kind, norm in expected.items())
-    mean = {
-        f"mean norm; expected at initialisation: {of_all}": ["Multiline", [f"^{tag}$" for tag in NORM_TAGS.values()]]
-    }
-    bands = {
-        f"{kind} norm: mean, 5th to 95th percentile; expected at initialisation: {norm}": [
-            "Margin",
-            [NORM_TAGS[kind], f"{BAND_TAGS[kind]}_p05", f"{BAND_TAGS[kind]}_p95"],
-        ]
-        for kind, norm in expected.items()
-    }
-    return {"norms of the vectors of a batch": {**mean, **bands}}
-
-
-def hyperparameters(trainer: Trainer, model: LightningModule) -> tuple[Any, Any, Any]:
-    """Summaries for the HParams tab: the names of all hyperparameters, this run's values, and that it has ended.
-
-    The value it is judged by is read from the curve ``val/loss``. The logger's own way would write a point into it.
-    """
-    from torch.utils.tensorboard.summary import hparams
-
-    learning_rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
-    return hparams(dict(_flat({**model.hparams, "learning_rate": learning_rate})), {"val/loss": 0.0})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
-    """Nested options by dotted names; a class and its arguments, as LightningCLI keeps them, by the option's name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        elif value is not None and not str(name).startswith("_"):
-            name = f"{prefix}{name}".removesuffix(".class_path")
-            yield name, value if isinstance(value, (int, float)) else str(value)
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the training will end with the step at hand, if nothing stops it before."""
+    ends_epochs = trainer.current_epoch + 1 == trainer.max_epochs and is_last_batch(trainer)
+    return ends_epochs or trainer.global_step + 1 == trainer.max_steps
 
 
 def position_similarity(table: Float[Tensor, "T D"]) -> tuple[Int64[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
-    """The cosine similarity of every two of at most 256 evenly spaced positions, and which positions they are.
+    """The cosine similarity of every two of at most 148 evenly spaced positions, and which positions they are.
 
     Example:
         >>> positions, similarity = position_similarity(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
         >>> positions.tolist(), similarity.round(2).tolist()
         ([0, 1, 2], [[1.0, 0.0, 0.71], [0.0, 1.0, 0.71], [0.71, 0.71, 1.0]])
     """
-    positions = spread(len(table), HEAT_MAP_CELLS)
+    positions = spread(len(table), MAX_CELLS)
     directions = F.normalize(table[positions], dim=-1)
     return np.array(positions), (directions @ directions.T).cpu().double().numpy()
 

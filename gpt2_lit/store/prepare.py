@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt2_lit.errors import printable, whole_number, without_secrets
+from gpt2_lit.errors import InvalidType, printable, whole_number, without_secrets
 from gpt2_lit.store.manifest import Manifest, Shard, sources_bytes, token_dtype
 from gpt2_lit.store.plan import Recipe, ShardPlan, absolute, choose_shard_bytes, plan_shards, recorded
 from gpt2_lit.store.storage import LocalStorage, store_directory
@@ -57,6 +57,10 @@ def prepare(
         show_progress: Whether to show a bar, if it takes longer than a second.
     """
     recipe = recipe or Recipe()
+    if not isinstance(recipe, Recipe):
+        raise InvalidType(
+            f"recipe must be a Recipe, got {recipe!r}. For one give Recipe(tokenizer=make_tokenizer('gpt2'))."
+        )
     num_processes = None if num_processes is None else whole_number("num_processes", num_processes, of="")
     files, report = Source.of(source).look()
     files = absolute(files)

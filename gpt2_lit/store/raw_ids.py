@@ -33,6 +33,12 @@ _SAMPLES, _SAMPLE_TOKENS = 64, 2048  # of a file, to tell it from another in the
 _LEAST_IDS, _HIGHEST_UPPER_PART = 64, 4  # to tell that they are parts of wider ids: below 327,680 if of 16 bits
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise an InvalidValue if files of ids have no such type."""
+    if dtype not in RAW_DTYPES:
+        raise InvalidValue(f"token_dtype must be one of {', '.join(RAW_DTYPES)}, got {dtype!r}. Set data.token_dtype.")
+
+
 def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_size: int | None = None) -> TokenStore:
     """Open files of ids, one shard each.
 
@@ -46,8 +52,7 @@ def open_raw(paths: Sequence[str | os.PathLike], dtype: str = "uint16", vocab_si
         StoreError: If a file is empty, truncated, or ends within an id; if an id is too high.
         ValueError: If the type is another.
     """
-    if dtype not in RAW_DTYPES:
-        raise InvalidValue(f"token_dtype must be one of {', '.join(RAW_DTYPES)}, got {dtype!r}. Set data.token_dtype.")
+    check_dtype(dtype)
     shards, checksum = [], 0
     for path in map(Path, paths):
         shard = _mapped(path, np.dtype(dtype).newbyteorder("<"))

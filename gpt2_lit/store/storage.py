@@ -202,8 +202,12 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
 class _NewFile(io.FileIO):
     """A file that does not take the last room of a disk, which others need: checkpoints, the system."""
 
+    _unchecked = 0  # bytes since the disk was looked at
+
     def write(self, data: Any, /) -> int:
-        if self.tell() > _SMALL_FILE:
+        self._unchecked += memoryview(data).nbytes
+        if self._unchecked > _SMALL_FILE:
+            self._unchecked = 0
             disk = shutil.disk_usage(Path(os.fsdecode(self.name)).parent)
             if disk.free < min(_LEFT_BYTES, _LEFT_SHARE * disk.total):
                 raise OSError(errno.ENOSPC, f"its disk has {disk.free / 1e9:,.2f} GB left, which are kept for others")

@@ -10,7 +10,7 @@ import warnings
 from binascii import a2b_base64
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -156,6 +156,7 @@ def compact(ids: np.ndarray) -> np.ndarray:
     return ids.astype(np.uint16 if not ids.size or ids.max() <= np.iinfo(np.uint16).max else np.uint32)
 
 
+@lru_cache(maxsize=8)  # asked for each document
 def is_gpt2(encoding: "tiktoken.Encoding") -> bool:
     """Whether an encoding splits and merges as GPT-2's: ours, ``tiktoken.get_encoding("gpt2")``, or a copy."""
     from tiktoken_ext.openai_public import r50k_pat_str

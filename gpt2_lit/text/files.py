@@ -49,9 +49,12 @@ def open_file(file: SourceFile) -> io.BufferedReader:
     return io.BufferedReader(filesystem.open(path, "rb"), _BUFFER)
 
 
+_URL = re.compile(r"[\w+.:-]+://")
+
+
 def is_url(name: str) -> bool:
     """Whether a name is that of a file elsewhere."""
-    return re.match(r"[\w+.:-]+://", name) is not None
+    return _URL.match(name) is not None
 
 
 def portable(path: str) -> str:

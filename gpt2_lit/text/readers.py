@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from logging import getLogger
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -141,6 +141,7 @@ def compression_of(path: str) -> Compression | None:
     return COMPRESSIONS.get(extensions(path)[1])
 
 
+@lru_cache(maxsize=2**14)  # asked several times for each file
 def extensions(path: str) -> tuple[str, str]:
     """The extension that tells the format, and after it that of the compression: (".jsonl", ".gz")."""
     name = re.split("[?#]", path)[0] if is_http(path) else path
@@ -667,7 +668,7 @@ def _not_utf8(file: SourceFile, position: int, data: bytearray, error: UnicodeDe
     return InvalidValue(
         f"{file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset} (line "
         f"{_line_number(file, offset)}; {error.reason}). "
-        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {file.path}"
+        f"If it is a text, convert it, for one by: iconv -f {encoding} -t UTF-8 {shlex.quote(file.path)}"
     )
 
 
@@ -739,14 +740,15 @@ _NOT_TEXT = (
     (rb"version https://git-lfs\.github\.com/spec/v1", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (rb"\{\\rtf", "RTF", "Save it as plain text."),
     (
-        rb"(?i)(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?s:.*?)-->)*"
-        rb"(?:<!doctype html|<(?:html|head|body|title)[\s>]|<pre>\s*<a href)",
+        rb"(?i:(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?s:.*?)-->)*"
+        rb"(?:<!doctype html|<(?:html|head|body|title)[\s>]|<pre>\s*<a href))",
         "a web page (HTML)",
         "Give the address of the text itself, or extract the text of the page.",
     ),
     (rb"<\?xml[^>]*>\s*<(?:Error|ListBucketResult)[\s>]", "an answer of a web server", "Give the address of the text."),
     (rb"(?s:.*)\x1b\$[@B]", "in ISO-2022-JP", "Convert it by: iconv -f ISO-2022-JP -t UTF-8"),
 )
+_ANY_NOT_TEXT = re.compile(b"|".join(magic for magic, *_ in _NOT_TEXT))  # one match for a file that is text
 
 
 # What would be read as plain text, marks and all.
@@ -770,9 +772,12 @@ def _check_is_text(file: SourceFile, beginning: bytes) -> None:
 
 def _what_it_is(file: SourceFile, beginning: bytes, besides: str = "") -> InvalidValue | None:
     """The error for a file whose beginning tells that it is no text."""
+    beginning = beginning[:_BEGINNING]
+    if not _ANY_NOT_TEXT.match(beginning):
+        return None
     for magic, what, way_out in _NOT_TEXT:
         is_named_so = b"html" in magic and extensions(file.path)[0] in (".html", ".htm")
-        if what != besides and not is_named_so and re.match(magic, beginning[:_BEGINNING]):
+        if what != besides and not is_named_so and re.match(magic, beginning):
             packed = what in ("gzip", "zstd") and not besides and compression_of(file.path)
             way_out = "It is packed twice: unpack it once." if packed else way_out
             return InvalidValue(f"{file.path} is {what}. {way_out}")

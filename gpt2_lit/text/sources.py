@@ -128,14 +128,11 @@ class Source:
         files: list[SourceFile] = []
         for name in self.names:
             files += _remote_files(name, passed_over) if is_url(name) else _local_files(name, passed_over)
-        # By where they really lie, as one may be named in two ways: the name that sorts first stays, on every machine.
-        named: dict[str, SourceFile] = {}
+        # A file may have several names: the one that sorts first stays, on every machine.
+        named: dict[Any, SourceFile] = {}
         for file in sorted(files, key=lambda file: portable(file.path)):
-            named.setdefault(file.path if is_url(file.path) else identity(file.path), file)
-        numbered: dict[Any, SourceFile] = {}
-        for file in named.values():
-            numbered.setdefault(_number(file.path), file)
-        num_repeated, files = len(files) - len(numbered), list(numbered.values())
+            named.setdefault(number_of(file.path), file)
+        num_repeated, files = len(files) - len(named), list(named.values())
         _check_readable(files)
         by_name = {name if is_url(name) else str(Path(name)) for name in self.names}
         is_told = passed_over or num_repeated or any(file.path not in by_name for file in files)
@@ -153,15 +150,15 @@ class Source:
         return (piece.text for file in self.find_files() for piece in read_pieces(file, options))
 
 
-def _number(path: str) -> Any:
-    """What hard links of one file have in common, where the file system tells."""
+def number_of(path: str) -> Any:
+    """What all names of one file have in common, its links too."""
     if is_url(path):
         return path
     with suppress(OSError):  # gone since; who reads it will say so
         status = os.stat(path)
         if status.st_ino:
             return status.st_dev, status.st_ino
-    return path
+    return identity(path)
 
 
 def _in_order(items: Iterable[Any]) -> list[Any]:
@@ -269,7 +266,8 @@ def _check_splits(directory: str, chosen: Sequence[str], pattern: str = "") -> N
     for path in sorted(chosen):
         if extensions(path)[0] not in (*FORMATS, ".bin"):  # train.py and test.py are programs
             continue
-        *parents, name = os.path.relpath(path, directory).replace(os.sep, "/").split("/")
+        below = os.path.normpath(path.removeprefix(directory).lstrip("/" + os.sep))  # faster than relpath
+        *parents, name = portable(below).split("/")
         for depth, part in enumerate([*parents, name]):
             is_file = depth == len(parents)
             stem = part.lower().removesuffix("".join(extensions(part)) if is_file else "")
@@ -436,11 +434,11 @@ def _glob(pattern: str) -> Iterator[str]:
 
 
 def _is_there(path: str, passed_over: list[str]) -> bool:
-    if os.path.islink(path) and not os.path.exists(path):
-        passed_over.append(path + _GONE)
-    elif not os.path.isfile(path):  # a pipe
-        passed_over.append(path)
-    return os.path.isfile(path)
+    if os.path.isfile(path):
+        return True
+    leads_nowhere = os.path.islink(path) and not os.path.exists(path)
+    passed_over.append(path + _GONE if leads_nowhere else path)  # else a pipe
+    return False
 
 
 def _directories(top: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -66,7 +66,8 @@ def template_text(choice: str) -> str:
         >>> template_text("Q: {prompt} A: {completion}")
         'Q: {instruction} A: {output}'
     """
-    text = _PLACEHOLDER.sub(lambda found: f"{{{_SYNONYMS.get(found[1], found[1])}}}", TEMPLATES.get(choice, choice))
+    text = TEMPLATES.get(choice, choice) if isinstance(choice, str) else ""
+    text = _PLACEHOLDER.sub(lambda found: f"{{{_SYNONYMS.get(found[1], found[1])}}}", text)
     names = _PLACEHOLDER.findall(text)
     if names not in (["instruction", "output"], ["instruction", "input", "output"], ["input", "instruction", "output"]):
         raise InvalidValue(

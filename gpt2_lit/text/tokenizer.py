@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -101,7 +102,7 @@ class Tokenizer:
         encoder, ids = self.load(), [int(token_id) for token_id in ids]
         return encoder.decode_bytes(ids) if hasattr(encoder, "decode_bytes") else encoder.decode(ids).encode()
 
-    @property
+    @cached_property
     def end_of_text_name(self) -> str:
         """How the end of text is written."""
         return self.decode([self.end_of_text])
