@@ -127,3 +127,27 @@ def validation_follows(trainer: "Trainer") -> bool:
     data_fetcher = trainer.fit_loop._data_fetcher
     assert data_fetcher, "it gave the batch that has just ended"
     return trainer.fit_loop.epoch_loop._should_check_val_fx(data_fetcher)
+
+
+def validates_only_to_stop(trainer: "Trainer") -> bool:
+    """Whether a validation follows the training batch that has just ended only because the training stops."""
+    if not (trainer.should_stop and validation_follows(trainer)):
+        return False
+    trainer.should_stop = False
+    is_due_anyway = validation_follows(trainer)
+    trainer.should_stop = True
+    return not is_due_anyway
+
+
+@contextmanager
+def before_validation(trainer: "Trainer") -> Iterator[None]:
+    """What is saved in or after a validation, within this, resumes with the next batch: as if saved before it.
+
+    Lightning would look for a validation that is due, find none if it came only to stop, and count one step too few.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.total, progress.current):
+        counts.completed -= 1
+    yield
+    for counts in (progress.total, progress.current):
+        counts.completed += 1

@@ -6,8 +6,11 @@ import os
 # models compute, most of all beside other programs.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
+import logging
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +43,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("GPT2_LIT_CACHE", str(folder))
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))  # the key that runs are signed with
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def handlers_of_lightning() -> None:
+    """A program that a test runs in this process lets records of Lightning through a handler of its own: not here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).__class__ = KeepsHandlers
+
+
+class KeepsHandlers(logging.Logger):
+    """Its handlers are not replaced."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "handlers":
+            super().__setattr__(name, value)
 
 
 @pytest.fixture
@@ -101,6 +119,46 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callabl
     return here
 
 
+@pytest.fixture
+def in_terminal(tmp_path: Path) -> Callable[..., list[str]]:
+    """Run train_stub.py in a terminal of 80 columns: the lines that are seen at its end."""
+    if sys.platform == "win32":
+        pytest.skip("it needs a terminal that a program can read")
+    import fcntl
+    import pty
+    import termios
+
+    def in_terminal(*args: str) -> list[str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "TQDM_MINITERS")}
+        process = subprocess.Popen([*PROGRAM, *args], cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(ours, 65536):
+                written += part
+        os.close(ours)
+        assert process.wait(timeout=200) == 0
+        return seen(written.decode())
+
+    return in_terminal
+
+
+def seen(written: str) -> list[str]:
+    """What a terminal shows of a text with carriage returns, as progress bars write them."""
+    lines = [""]
+    for part in re.findall(r"\x1b\[[\d;]*m|\n|\r|[^\x1b\n\r]+|.", written):
+        if part == "\n":
+            lines.append("")
+        elif part == "\r":
+            lines[-1] = "\r" + lines[-1].lstrip("\r")  # the next characters replace these
+        elif not part.startswith("\x1b"):
+            line = lines[-1]
+            lines[-1] = part + line[1 + len(part) :] if line.startswith("\r") else line + part
+    return [line.strip("\r").rstrip() for line in lines]
+
+
 class Disk:
     """Notes each fsync, rename and deletion with the name of the file, and fails at the one with a number."""
 
@@ -153,4 +211,8 @@ class Marker:
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of a run as TensorBoard reads them: for each tag its (step, value) pairs."""
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    # Files of one second come in any order.
+    return {
+        tag: sorted(((event.step, event.value) for event in events.Scalars(tag)), key=lambda pair: pair[0])
+        for tag in events.Tags()["scalars"]
+    }

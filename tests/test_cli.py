@@ -53,6 +53,27 @@ class Blocks(nn.Module):
         return self.layers(vectors)
 
 
+class Sized(nn.Module):
+    """A backbone that has to know its width, and a number of its own."""
+
+    def __init__(self, embed_dim: int, context_size: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ArithmeticError("no heads")
+        self.sizes = (embed_dim, context_size, num_heads)
+        self.layer = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.layer(vectors)
+
+
+class Raises(nn.Module):
+    """A backbone with a bug."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        raise ArithmeticError("no vectors")
+
+
 class CutsOff(nn.Module):
     """A backbone that changes the shape."""
 
@@ -180,11 +201,32 @@ def test_last_in_a_config_is_the_newest_run_too(here: Callable[..., str], tmp_pa
     assert [step for step, _ in logged(tmp_path / "logs/version_0")["train/loss"]] == list(range(6))
 
 
+def test_last_is_looked_for_where_a_config_lets_runs_be_and_under_other_loggers(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: elsewhere}}"
+    (tmp_path / "csv.yaml").write_text(f"trainer: {{logger: {csv}, max_steps: 3}}")
+    here("fit", *SMALL, "--config=csv.yaml")
+    last = "elsewhere/lightning_logs/version_0/checkpoints/last.ckpt"
+    assert f"--ckpt_path last: {last} (step 3, less than a minute ago)" in here(
+        "fit", "--config=csv.yaml", "--ckpt_path=last", "--trainer.max_steps=6"
+    )
+    resumed = torch.load(tmp_path / last.replace("version_0", "version_1"), weights_only=True)
+    assert resumed["global_step"] == 6
+
+
 def test_the_printed_config_is_one_that_can_be_given_back(here: Callable[..., str], tmp_path: Path) -> None:
     printed = here("fit", *SMALL, "--print_config")
     (tmp_path / "whole.yaml").write_text(printed)
     assert here("fit", "--config=whole.yaml", "--print_config") == printed
     assert yaml.safe_load(printed)["data"]["context_size"] == 32
+
+
+def test_another_optimizer_keeps_the_learning_rate(here: Callable[..., str]) -> None:
+    config = yaml.safe_load(here("fit", "--model.optimizer.lr=0.5", "--model.optimizer=SGD", "--print_config"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
+    config = yaml.safe_load(here("fit", "--model.optimizer=SGD", "--print_config"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.003
 
 
 def test_the_saved_config_repeats_the_run(here: Callable[..., str], tmp_path: Path) -> None:
@@ -269,6 +311,26 @@ def test_help_loads_only_what_it_uses_explains_every_option_and_lists_no_unrelat
             assert not text[i + 1].strip().startswith("(type:"), f"not explained: {text[i]}"
 
 
+def test_a_run_may_have_a_name_and_resumes_under_it(here: Callable[..., str], tmp_path: Path) -> None:
+    for _ in range(2):
+        here("fit", *SMALL, "--name=rain", "--trainer.max_steps=1")
+    here("fit", *SMALL, "--trainer.max_steps=1")
+    here("fit", "--ckpt_path=logs/rain/checkpoints/last.ckpt", "--trainer.max_steps=2")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rain", "rain-2", "version_0"]
+    steps = [
+        torch.load(tmp_path / f"logs/{name}/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        for name in ("rain", "rain-2")
+    ]
+    assert steps == [2, 1]
+
+
+def test_the_help_begins_with_our_options_and_ends_with_lightnings(here: Callable[..., str]) -> None:
+    printed = here("fit", "--help")
+    options = ["--name", "--data.source", "--model.embed_dim", "--checkpoint.monitor", "--monitor.every", "--trainer.a"]
+    places = [printed.index(f"  {option}") for option in options]
+    assert places == sorted(places)
+
+
 TYPOS = [
     (["fit", "--data.contxt_size=5"], "no option --data.contxt_size", "did you mean --data.context_size?"),
     (["fit", "--lr=1"], "no option --lr", "did you mean --model.optimizer.lr?"),
@@ -282,6 +344,73 @@ TYPOS = [
     (["fit", "--model.vocab_size=9"], "model.vocab_size", "must be given via"),
     (["fit", "--config=none.yaml"], "none.yaml", ""),
 ]
+
+
+BACKBONE = "--model.backbone"
+VALUES = [
+    (["--trainer.max_epochs=two"], "--trainer.max_epochs: two is not a whole number or null. For example: --trainer.m"),
+    (["--seed_everything=abc"], "--seed_everything: abc is not true or false or a whole number. For example: --seed_"),
+    (
+        ["--model.optimizer=AdamW2"],
+        "no Optimizer called AdamW2. Give its import path, like my_module.AdamW2\n  did you",
+    ),
+    (["--model.optimizer.lr=abc"], "--model.optimizer.lr: abc is not a number. For example: --model.optimizer.lr 0.0"),
+    (["--data.batch_size=1.5"], "--data.batch_size: 1.5 is not a whole number. For example: --data.batch_size 8"),
+    (["--data.shuffle=foo"], "--data.shuffle: foo is not one of global, block or true or false. For example: --data.s"),
+    (["--model.init=foo"], "--model.init: foo is not one of gpt2, normal. For example: --model.init gpt2"),
+    (["--config=value.yaml"], "--data.batch_size: x is not a whole number. For example: --data.batch_size 8"),
+    (["--trainer.logger=WandbLoger"], "did you mean --trainer.logger WandbLogger?"),
+    (["--model.optimizer=SGD", "--model.optimizer.lrr=1"], "SGD has no argument 'lrr'\n  did you mean --model.opt"),
+    (["--model.optimizer.lr=-1", "--trainer.max_steps=1"], "model.optimizer: Invalid learning rate: -1.0. Set its arg"),
+    ([BACKBONE, "my_module.Blocks"], "no module my_module, neither in "),
+    ([BACKBONE, "test_cli.Blokcs"], "has no Blokcs\n  did you mean --model.backbone test_cli.Blocks?"),
+    (
+        [BACKBONE, "conftest.Disk"],
+        "conftest.Disk is not a Module: it must be a subclass of torch.nn.modules.module.Mod",
+    ),
+    ([BACKBONE, "broken.Blocks"], "importing broken fails: ZeroDivisionError: division by zero (broken.py, line 1)"),
+    ([BACKBONE, "test_cli.Sized"], "test_cli.Sized needs num_heads. Give --model.backbone.num_heads ..."),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=x"], "--model.backbone.num_heads: x is not a whole number."),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_headz=3"], "did you mean --model.backbone.num_heads?"),
+    ([BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=0"], "test_cli.Sized raised ArithmeticError: no heads (test_"),
+    (
+        [BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=1", f"{BACKBONE}.embed_dim=9"],
+        "--model.backbone.embed_dim is 9, and --model.embed_dim is 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), VALUES, ids=lambda value: " ".join(value)[:60])
+def test_a_wrong_value_is_a_line_with_the_option_what_is_wrong_and_what_is_right(
+    here: Callable[..., str], tmp_path: Path, args: list[str], message: str
+) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "value.yaml").write_text("data: {batch_size: x}")
+    printed = here("fit", *args)
+    told = printed[printed.index("error: ") :]
+    assert message in told
+    assert "Traceback" not in printed
+    assert not re.search("Parser key|Union|<class|Expected|Subtypes", told)
+    assert len(told.splitlines()) <= 3
+
+
+def test_a_backbone_gets_the_width_and_the_context_size_and_loads_again(
+    here: Callable[..., str], tmp_path: Path
+) -> None:
+    options = [BACKBONE, "test_cli.Sized", f"{BACKBONE}.num_heads=2", f"{BACKBONE}.embed_dim=8"]
+    here("fit", *SMALL, *options, "--data.context_size=16", "--trainer.max_steps=1")
+    here("fit", "--ckpt_path=last", "--trainer.max_steps=2")
+    model = EmbeddingStub.load_from_checkpoint(tmp_path / "logs/version_0/checkpoints/last.ckpt")
+    assert model.backbone.sizes == (8, 16, 2)
+    assert torch.load(tmp_path / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_an_error_in_a_backbone_names_it_beside_its_traceback(here: Callable[..., str]) -> None:
+    with pytest.raises(ArithmeticError, match="no vectors") as raised:
+        here("fit", *SMALL, BACKBONE, "test_cli.Raises")
+    assert raised.value.__notes__ == [
+        "model.backbone: test_cli.Raises raised this, given vectors (B, T, D) = (8, 32, 8)."
+    ]
 
 
 @pytest.mark.parametrize(("args", "wrong", "meant"), TYPOS, ids=lambda value: " ".join(value)[:40])
@@ -304,12 +433,18 @@ BAD = [
     (["--data.source=latin1.txt"], "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
     (["--data.source=short.txt"], "one window needs context_size + 1 = 33 tokens"),
     (["--data.source=short.txt", "--data.val_fraction=0"], "one window needs context_size + 1 = 33 tokens"),
-    (["--data.source=medium.txt"], "33 tokens in train and 33 for val, and the text has 50"),
+    (
+        ["--data.source=medium.txt"],
+        "for val, and the text has 50. Lower data.context_size to at most 24",
+    ),
     (["--data.source="], "data.source is empty"),
     ([f"--data.seed={2**63}"], "seed must be from -9223372036854775808 to 9223372036854775807"),
     (["--data.stride=0"], "stride must be at least 1, got 0"),
     (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
-    (["--data.batch_size=1000"], "too few windows for one full batch"),
+    (
+        ["--data.batch_size=1000"],
+        "and the train split has 99. Lower data.batch_size to at most 99",
+    ),
     (["--data.context_size=0"], "context_size must be at least 1, got 0"),
     (["--data.num_workers=-1"], "num_workers must be at least 0, got -1"),
     (["--data.val_fraction=1"], "val_fraction must be at least 0 and below 1, got 1.0"),
@@ -318,10 +453,15 @@ BAD = [
     (["--model.dropout=1"], "dropout must be at least 0 and below 1, got 1.0"),
     (["--model.embed_dim=0"], "embed_dim must be at least 1, got 0"),
     (["--model.backbone=test_cli.CutsOff"], "the backbone CutsOff must map (B, T, D) = (8, 32, 8) to the same shape"),
+    (["--name=a/b"], "--name is that of a directory among the logs, without / and \\, got 'a/b'"),
     (["--checkpoint.every_n_steps=0"], "every_n_steps must be at least 1, got 0"),
     (["--monitor.every_n_steps=-1"], "every_n_steps must be at least 0, got -1. Set monitor.every_n_steps"),
     (["--trainer.logger.save_dir=empty.txt"], "the log directory empty.txt cannot be written"),
     (["--trainer.accelerator=cpuu"], "invalid accelerator name"),
+    (
+        ["--trainer.accelerator=mps"] if torch.cuda.is_available() else ["--trainer.accelerator=gpu"],
+        "This machine has: ",
+    ),
     (
         ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.attr_name=rate"],
         "the learning rate finder's attr_name must be an attribute of the model, got rate",

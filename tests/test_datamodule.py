@@ -1,7 +1,9 @@
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -802,3 +804,28 @@ def test_a_store_is_compared_with_its_checksums_before_training_if_asked_for(tmp
 
 def test_the_size_of_the_cache_is_in_gigabytes():
     assert GPTDataModule(cache_size=2.0)._cache.max_bytes == 2_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "firsts"), [(2, [0, 4, 8, 12]), (None, [*range(0, 16, 2)]), (1.0, [*range(0, 16, 2)])]
+)
+def test_a_limited_validation_is_spread_evenly_over_the_text(words: Path, limit: Any, firsts: list[int]) -> None:
+    """Eight windows of two tokens in the text for validation, two a batch."""
+    (words.parent / "val.txt").write_text(" ".join(f"w{i:03}" for i in range(17)))
+    data = GPTDataModule(words, "words", context_size=2, batch_size=2, val_source=words.parent / "val.txt")
+    data.trainer = Trainer(logger=False, accelerator="cpu", limit_val_batches=limit, enable_checkpointing=False)
+    data.prepare_data()
+    data.setup("validate")
+    assert [window[0].item() for batch in data.val_dataloader() for window in batch.input_ids] == firsts
+
+
+def test_a_preview_shows_the_first_windows_of_training_and_changes_nothing(words: Path, capsys: Any) -> None:
+    data, other = (GPTDataModule(words, "words", context_size=2, batch_size=4) for _ in range(2))
+    data.preview(6)
+    lines = capsys.readouterr().out.splitlines()
+    other.setup("fit")
+    batches = iter(other.train_dataloader())
+    firsts = [int(first) for _ in range(2) for first in next(batches).input_ids[:, 0]][:6]
+    shown = [[int(word) for word in re.findall(r"w(\d+)", line)] for line in lines]
+    assert shown == [[first, first + 1, first + 2] for first in firsts]
+    assert data.state_dict() == {}

@@ -491,3 +491,11 @@ def test_overfit_batches_and_evaluation_take_rows_of_any_length(tmp_path, option
     [result] = trainer.test(model, data, verbose=False)
     assert result["test/loss"] > 0
     assert data.val_dataset[[]].input_ids.shape[0] == 0
+
+
+@pytest.mark.parametrize("options", [{"mask_prompt": True}, {"packing": True, "mask_prompt": True}], ids=str)
+def test_a_preview_of_instructions_shows_records_with_the_end_of_their_answer(options: dict, capsys: Any) -> None:
+    InstructionDataModule(**options).preview(2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all("### Response:" in line and line.endswith("-> '<|endoftext|>'") for line in lines)

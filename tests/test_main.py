@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from conftest import PROJECT, SMALL
 
 WAYS = {
     "gpt2-lit": [str(Path(sys.executable).with_name("gpt2-lit"))],
@@ -43,3 +43,12 @@ def test_a_class_path_may_name_a_module_of_the_directory_and_no_other_file_of_it
     assert done.returncode == 0, done.stderr
     assert "  gpt2-lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in done.stdout
     assert sorted(path.name for path in tmp_path.glob("[!_]*")) == ["logs", *files]
+
+
+@pytest.mark.parametrize("program", [["train_stub.py", "fit"], ["-m", "gpt2_lit", "info"]], ids=lambda args: args[0])
+def test_without_the_packages_it_says_how_to_get_them(program: list[str]) -> None:
+    bare = [sys.executable, "-S", *program]  # without site-packages
+    done = subprocess.run(bare, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith(f"error: {sys.executable} has no package ")
+    assert done.stderr.splitlines()[2] == "  pip install -c constraints.txt -e ."

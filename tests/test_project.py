@@ -3,6 +3,9 @@
 import ast
 import inspect
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib import import_module
 
@@ -94,6 +97,17 @@ def test_ci_pre_commit_and_make_check_run_the_same_commands() -> None:
     assert checks <= set(script)
     assert checks == {hook["entry"] for hook in hooks}
     assert checks < {line.strip() for line in makefile.splitlines()}
+
+
+def test_a_module_of_the_users_beside_train_stub_is_not_checked(tmp_path) -> None:
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    for name in ("my_module.py", "train_stub.py"):
+        (tmp_path / name).write_text("import os,sys\n", encoding="utf-8")
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    if listed.returncode:
+        pytest.skip("needs ruff")
+    assert [line.rpartition("/")[2] for line in listed.stdout.split()] == ["pyproject.toml", "train_stub.py"]
 
 
 def test_github_runs_what_ci_runs_on_each_python_that_is_supported() -> None:

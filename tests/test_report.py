@@ -2,7 +2,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,9 +11,8 @@ import yaml
 from conftest import SMALL
 from lightning.pytorch import Trainer
 
-import gpt2_lit.cli.report
 from gpt2_lit import EmbeddingStub, GPTDataModule
-from gpt2_lit.cli.report import RunProgressBar, RunReport, minutes, norms_page
+from gpt2_lit.cli.report import RunReport, minutes, norms_page
 
 
 def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..., str], tmp_path: Path) -> None:
@@ -27,7 +25,10 @@ def test_a_run_that_went_on_tells_what_came_of_the_whole_of_it(here: Callable[..
 
     assert "30 steps, 2.5 epochs, 7,680 tokens" in results(on)
     assert results(on) == results(whole)
-    assert "trained" not in here("fit", "--ckpt_path=last", "--trainer.max_steps=30"), "nothing was left to do"
+    again = here("fit", "--ckpt_path=last", "--trainer.max_steps=30")
+    assert "trained" not in again
+    assert "nothing was left to do: this run had come to its end, 30 steps" in again
+    assert "nothing was left to do" not in whole + on
 
 
 def test_a_checkpoint_of_a_report_that_counted_for_itself_still_loads(here: Callable[..., str], tmp_path: Path) -> None:
@@ -140,30 +141,6 @@ def test_weights_and_biases_gets_curves_and_pictures_offline_too(
 )
 def test_times_are_minutes_and_seconds(seconds: float, shown: str) -> None:
     assert minutes(seconds) == shown
-
-
-@pytest.mark.parametrize(
-    ("limits", "batches_left"),
-    [
-        ({"max_epochs": 3}, 18),
-        ({"max_epochs": 3, "max_steps": 5}, 8),
-        ({"max_epochs": -1, "max_steps": 5}, 8),
-        ({"max_epochs": -1}, None),
-    ],
-    ids=str,
-)
-def test_the_time_left_is_that_of_the_batches_left(
-    limits: dict[str, int], batches_left: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ten batches an epoch, four a step, a second each: 12 batches are done, four of them before this run."""
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=4, **limits)
-    trainer.fit_loop.max_batches = 10
-    trainer.fit_loop.epoch_loop.batch_progress.total.processed = 12
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 3
-    bar = RunProgressBar()
-    monkeypatch.setattr(gpt2_lit.cli.report, "time", SimpleNamespace(perf_counter=lambda: 8.0))
-    bar.begun, bar.batches_before = 0.0, 4
-    assert bar._seconds_left(trainer) == batches_left
 
 
 @pytest.mark.parametrize(

@@ -545,15 +545,46 @@ def test_the_best_checkpoint_survives_spawned_processes_and_is_not_that_of_anoth
     assert (checkpoints / "last.ckpt").exists()
 
 
-def test_last_is_the_newest_of_all_runs_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
-    for age, name in ((20, "version_2"), (10, "version_10"), (30, "version_9")):
-        path = tmp_path / name / "checkpoints" / "last.ckpt"
-        path.parent.mkdir(parents=True)
-        path.touch()
+def make_run(directory: Path, age: float, *files: str) -> None:
+    """Files of a run, written so many seconds ago; last.ckpt is of step 40."""
+    for name in files:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"global_step": 40}, path)
         os.utime(path, (time.time() - age, time.time() - age))
-    assert find_checkpoint("last", tmp_path).parts[-3] == "version_10"
-    with pytest.raises(FileNotFoundError, match=r"no run in .* has a best.ckpt"):
+
+
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+
+
+def test_last_is_that_of_the_newest_run_and_is_told_with_step_and_age(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gpt2_lit")
+    for age, name in ((8000, "version_2"), (7300, "version_10"), (9000, "version_9")):
+        make_run(tmp_path / name, age, LAST)
+    assert find_checkpoint("last", tmp_path) == tmp_path / "version_10" / LAST
+    assert caplog.messages == [f"--ckpt_path last: {tmp_path}/version_10/{LAST} (step 40, 2 hours ago)"]
+    make_run(tmp_path / "lightning_logs" / "version_0", 60, LAST)  # as CSVLogger has it
+    assert find_checkpoint("last", tmp_path) == tmp_path / "lightning_logs/version_0" / LAST
+    make_run(tmp_path, 30, LAST)  # as loggers without directories have it
+    assert find_checkpoint("last", tmp_path) == tmp_path / LAST
+
+
+def test_no_older_run_is_taken_in_place_of_the_newest_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run in .* has a last.ckpt. Leave"):
+        find_checkpoint("last", tmp_path)
+    make_run(tmp_path / "version_0", 7200, LAST)
+    with pytest.raises(FileNotFoundError, match=r"has a best.ckpt. The newest is .*version_0 \(2 hours ago\)"):
         find_checkpoint("best", tmp_path)
+    make_run(tmp_path / "version_0", 7200, BEST)
+    make_run(tmp_path / "version_1", 60, LAST)
+    both = r"the newest run, .*version_1 \(1 minute ago\), has no best.ckpt. .*version_0.* \(step 40, 2 hours ago\)"
+    with pytest.raises(FileNotFoundError, match=both):
+        find_checkpoint("best", tmp_path)
+    make_run(tmp_path / "version_2", 1, "config.yaml")  # died before its first checkpoint
+    with pytest.raises(FileNotFoundError, match=r"version_2 \(less than a minute ago\), has no last.ckpt"):
+        find_checkpoint("last", tmp_path)
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, text: Path, capfd: Any) -> None:

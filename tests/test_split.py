@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 
 import pytest
@@ -146,7 +147,11 @@ def test_a_val_fraction_of_0_leaves_all_for_training():
 @pytest.mark.parametrize(
     ("num_tokens", "val_fraction", "message"),
     [
-        (4, 0.0, r"needs context_size \+ 1 = 5 tokens in train, and the text has 4. Lower data.context_size, or give"),
+        (
+            4,
+            0.0,
+            r"= 5 tokens in train, and the text has 4. Lower data.context_size to at most 3, or give",
+        ),
         (9, 0.1, r"= 5 tokens in train and 5 for val, and the text has 9. Lower .* or data.val_fraction, or give"),
         (100, 0.98, r"= 5 tokens in train and 98 for val, and the text has 100"),
     ],
@@ -154,6 +159,19 @@ def test_a_val_fraction_of_0_leaves_all_for_training():
 def test_a_text_that_is_too_short_is_an_error_with_the_numbers(num_tokens, val_fraction, message):
     with pytest.raises(ValueError, match=message):
         split_tokens(num_tokens, val_fraction, context_size=4, seed=1)
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5, 0.7, 0.98])
+def test_the_context_size_that_the_error_names_is_the_largest(val_fraction):
+    for num_tokens in (9, 10, 101, 150):
+        with pytest.raises(ValueError, match=r"Lower data.context_size") as raised:
+            split_tokens(num_tokens, val_fraction, context_size=10**4, seed=1)
+        found = re.search(r"at most (\d+)", str(raised.value))
+        largest = int(found[1]) if found else 0
+        if largest:
+            split_tokens(num_tokens, val_fraction, context_size=largest, seed=1)
+        with pytest.raises(ValueError, match=r"too short"):
+            split_tokens(num_tokens, val_fraction, context_size=largest + 1, seed=1)
 
 
 def test_stretches_that_leave_no_window_between_them_are_an_error():

@@ -1,6 +1,8 @@
 """command line -> all of the above: trainings by LightningCLI, with their short help at once, and gpt2-lit's tools."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gpt2_lit.cli.messages import program_name
 
@@ -34,8 +36,8 @@ def main(args: list[str] | None = None) -> None:
     if args and args[0] in TRAINING_COMMANDS:
         train(args)
     else:
-        from gpt2_lit.cli.tool import main as use_tool
-
+        with _installed():
+            from gpt2_lit.cli.tool import main as use_tool
         use_tool(args, TRAINING_COMMANDS)
 
 
@@ -46,10 +48,24 @@ def train(args: list[str] | None = None) -> None:
         commands = "\n".join(f"  {name:<9}  {text}" for name, text in TRAINING_COMMANDS.items())
         print(HELP.format(prog=program_name(), commands=commands), end="")
         return
-    # Takes seconds: torch and lightning.
-    from gpt2_lit.cli.trainer_cli import run
-
+    with _installed():
+        from gpt2_lit.cli.trainer_cli import run  # takes seconds: torch and lightning
     run(args, program_name())
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """No traceback where this Python has not the packages: probably the environment is not active."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "gpt2_lit":
+            raise
+        sys.exit(
+            f"error: {sys.executable} has no package {error.name}.\n"
+            "  activate the environment in which gpt2_lit is installed, or install it first:\n"
+            "  pip install -c constraints.txt -e ."
+        )
 
 
 if __name__ == "__main__":

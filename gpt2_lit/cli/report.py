@@ -12,11 +12,12 @@ from typing import Any
 from urllib.parse import quote
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from gpt2_lit.cli.run import RunCheckpoint, run_directory
+from gpt2_lit.cli.validation import validation_rule
 from gpt2_lit.data.datamodule import GPTDataModule
 from gpt2_lit.data.windows import IGNORED, Batch, DocumentBatch
 from gpt2_lit.errors import printable
@@ -26,44 +27,6 @@ from gpt2_lit.monitor.monitor import NORM_TAGS
 from gpt2_lit.monitor.stub import Throughput
 
 COLUMNS = 80  # of a terminal
-
-
-class RunProgressBar(TQDMProgressBar):
-    """Lightning's progress bar with short names, and the time left of the whole run."""
-
-    def on_train_start(self, *args: Any) -> None:
-        super().on_train_start(*args)
-        trainer: Trainer = args[0]
-        self.begun = time.perf_counter()
-        self.batches_before = batches_trained(trainer)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        shown = {
-            "train/loss": ("loss", "{:.3f}"),
-            "val/loss": ("val loss", "{:.3f}"),
-            "throughput/tokens_per_second": ("tokens/s", "{:,.0f}"),
-            "throughput/data_wait_fraction": ("data wait", "{:.0%}"),
-        }
-        # Under its own name: what another model logs for the bar. The perplexity is in the results at the end.
-        metrics = {tag: value for tag, value in super().get_metrics(trainer, pl_module).items() if tag != "v_num"}
-        metrics.pop("val/perplexity", None)
-        named = {name: text.format(metrics.pop(tag)) for tag, (name, text) in shown.items() if tag in metrics}
-        left = self._seconds_left(trainer)
-        return named | metrics | ({} if left is None else {"left": minutes(left)})
-
-    def _seconds_left(self, trainer: Trainer) -> float | None:
-        """From the time that each batch of this run took, with its share of validation; None if there is no end."""
-        trained = batches_trained(trainer)
-        left = (
-            math.inf
-            if trainer.max_epochs in (None, -1)
-            else trainer.max_epochs * trainer.num_training_batches - trained
-        )
-        if trainer.max_steps >= 0:
-            left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
-        if trainer.sanity_checking or trained == self.batches_before or math.isinf(left):
-            return None
-        return max(left, 0) * (time.perf_counter() - self.begun) / (trained - self.batches_before)
 
 
 class RunReport(Callback):
@@ -83,7 +46,7 @@ class RunReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and (data := _data(trainer)):
-            print(f"\n{printable(data.summary())}\n", flush=True)
+            print(f"\n{printable(data.summary())}\n  val at  {validation_rule(trainer, data)}\n", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = time.perf_counter()
@@ -97,6 +60,10 @@ class RunReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds += time.perf_counter() - self.begun
         self.last = self._values(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step and not self.last and trainer.is_global_zero:
+            print(f"nothing was left to do: this run had come to its end, {trainer.global_step:,} steps")
 
     def state_dict(self) -> dict[str, Any]:
         self._throughput.count(self._trainer)  # all processes are here

@@ -1,9 +1,13 @@
 """a run -> a directory of its own: curves, config.yaml, and the checkpoints from which it resumes."""
 
+import math
 import os
 import shutil
+import time
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
 from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue, MissingFile, without_secrets
-from gpt2_lit.lightning_private import is_last_batch, validation_begins_again, validation_follows
+from gpt2_lit.lightning_private import (
+    before_validation,
+    is_last_batch,
+    validates_only_to_stop,
+    validation_begins_again,
+    validation_follows,
+)
 from gpt2_lit.store.storage import put_in_place, sync_directory
 from gpt2_lit.text.files import is_url
 from gpt2_lit.trust import mark_as_made_here
@@ -34,11 +44,15 @@ class RunLogger(TensorBoardLogger):
         save_dir: Directory of all runs.
         version: Number of the run, or a name for its directory. None is the next free number, or, with
             ``--ckpt_path``, that of the run that is resumed.
+        run_name: Name for the directory of a new run in place of its number; NAME-2 and so on where it is taken.
     """
 
     # Without **kwargs: what is not an option here is neither in --help nor in config.yaml.
-    def __init__(self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None) -> None:
+    def __init__(
+        self, save_dir: str = LOG_DIRECTORY, version: int | str | None = None, run_name: str | None = None
+    ) -> None:
         super().__init__(save_dir, name="", version=version, default_hp_metric=False)
+        self._run_name = run_name
         self._number = version
         self._made = False
 
@@ -48,7 +62,8 @@ class RunLogger(TensorBoardLogger):
         if self._number is None:
             if not _is_rank_zero():  # trainer.log_dir, which is what counts, is that of rank 0
                 return super().version
-            self._number = _claim_number(Path(self.root_dir))
+            root = Path(self.root_dir)
+            self._number = _claim_name(root, self._run_name) if self._run_name else _claim_number(root)
             self._made = True
         return self._number
 
@@ -177,6 +192,7 @@ class RunCheckpoint(Checkpoint):
         self._step_is_done = True
         self._saving_is_due = False
         self._stopping = False
+        self._validates_only_to_stop = False
         self._signals = StopSignals()
         self._random_states: dict[str, torch.Tensor] = {}
 
@@ -219,6 +235,7 @@ class RunCheckpoint(Checkpoint):
             or trainer.global_step // self.every_n_steps > self._seen_step // self.every_n_steps
         )
         self._seen_step = trainer.global_step
+        self._validates_only_to_stop = validates_only_to_stop(trainer)
         # Resuming from here would skip the validation that is due, and the end of the epoch.
         if not validation_follows(trainer) and not is_last_batch(trainer):
             self._save_if_due(trainer)
@@ -239,9 +256,13 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None and score < self.best_score:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
+            return
+        if score < self.best_score or not math.isfinite(self.best_score):  # also NaN, until there is a better one
             self.best_score = float(score)
             self._save(trainer, "best.ckpt")
+            if self._validates_only_to_stop:
+                self._save(trainer, "last.ckpt")  # with this score: no validation comes when it is resumed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch that max_steps cut off is not over: it is resumed from what was saved at its last step.
@@ -296,7 +317,8 @@ class RunCheckpoint(Checkpoint):
         self._stopping = self._signals.stop_is_wanted(trainer)
         if self._stopping or self._saving_is_due:
             self._saving_is_due = False
-            with validation_begins_again(trainer) if trainer.validating else nullcontext():
+            begins_again = trainer.validating and not self._validates_only_to_stop
+            with validation_begins_again(trainer) if begins_again else nullcontext():
                 self._save(trainer, "last.ckpt")
             if self.keep_last > 1 and self.directory and trainer.is_global_zero:
                 _keep(self.directory, trainer.global_step, self.keep_last)
@@ -308,7 +330,11 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.directory is None:
             return
-        with _whole(self.directory / name, trainer.is_global_zero) as aside:
+        is_before = trainer.validating and self._validates_only_to_stop
+        with (
+            _whole(self.directory / name, trainer.is_global_zero) as aside,
+            before_validation(trainer) if is_before else nullcontext(),
+        ):
             trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer's state
         trainer.strategy.barrier()
         self._name_files([name])
@@ -336,10 +362,10 @@ def _keep(directory: Path, step: int, num_kept: int) -> None:
 
 
 def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Path:
-    """The checkpoint file that ``--ckpt_path`` names: a path, or the newest ``last`` or ``best`` of all runs.
+    """The checkpoint file that ``--ckpt_path`` names: a path, or ``last`` or ``best`` of the newest run, which is told.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is none. It names the newest run, and the newest one that has such a file.
     """
     if name not in ("last", "best"):
         path = Path(name)
@@ -349,14 +375,57 @@ def find_checkpoint(name: str, log_directory: str | Path = LOG_DIRECTORY) -> Pat
                 "newest run."
             )
         return path
-    found = Path(log_directory).glob(f"*/checkpoints/{name}.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None:
+    runs = _newest_first(Path(log_directory))
+    found = [path for run in runs if (path := run / "checkpoints" / f"{name}.ckpt").exists()]
+    if not found:
+        newest = f" The newest is {runs[0]} ({_age(_last_written(runs[0]))})." if runs else ""
         raise MissingFile(
-            f"--ckpt_path {name}: no run in {Path(log_directory).resolve()} has a {name}.ckpt. Leave --ckpt_path out "
-            "to start a run, or give the path of a .ckpt file."
+            f"--ckpt_path {name}: no run in {Path(log_directory).resolve()} has a {name}.ckpt.{newest} Leave "
+            "--ckpt_path out to start a run, or give the path of a .ckpt file."
         )
-    return newest
+    if not found[0].is_relative_to(runs[0]):
+        raise MissingFile(
+            f"--ckpt_path {name}: the newest run, {runs[0]} ({_age(_last_written(runs[0]))}), has no {name}.ckpt. The "
+            f"newest that has one is {_described(found[0])}: give this path if you mean it."
+        )
+    _LOG.info(f"--ckpt_path {name}: {_described(found[0])}")
+    return found[0]
+
+
+def _newest_first(root: Path) -> list[Path]:
+    """The runs in a directory of logs, the newest first; other loggers put a directory between."""
+    times = {run: _last_written(run) for run in (root, *root.glob("*/"), *root.glob("*/*/"))}
+    return sorted((run for run in times if times[run]), key=lambda run: times[run], reverse=True)
+
+
+def _last_written(run: Path) -> float:
+    """When a run has begun or has saved something, whichever is later; 0 for what is not a run."""
+    files = [run / "config.yaml", *run.glob("checkpoints/*.ckpt")]
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+
+
+def _described(checkpoint: Path) -> str:
+    """A checkpoint with its step and age."""
+    age = _age(checkpoint.stat().st_mtime)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
+        return f"{checkpoint} (step {state['global_step']:,}, {age})"
+    except Exception:  # who reads all of it tells what is wrong with it
+        return f"{checkpoint} ({age})"
+
+
+def _age(time_then: float) -> str:
+    """How long ago something was, in its largest unit.
+
+    Example:
+        >>> _age(time.time() - 7300)
+        '2 hours ago'
+    """
+    seconds = int(time.time() - time_then)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if number := seconds // length:
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "less than a minute ago"
 
 
 def directory_of_checkpoint(checkpoint: Path) -> Path | None:
@@ -394,6 +463,17 @@ def _claim_number(root: Path) -> int:
             return number
         except FileExistsError:
             number += 1
+
+
+def _claim_name(root: Path, name: str) -> str:
+    """A name, or the first of name-2, name-3 and so on that is free, as a directory made here and by nobody else."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        free = name if number == 1 else f"{name}-{number}"
+        with suppress(FileExistsError):
+            (root / free).mkdir()
+            return free
+    raise AssertionError("numbers do not end")
 
 
 @contextmanager

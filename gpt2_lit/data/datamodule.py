@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from html import escape
+from itertools import chain, islice
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,8 +20,8 @@ from gpt2_lit.data.passes import Passes
 from gpt2_lit.data.progress import Progress, follow
 from gpt2_lit.data.skip import Skip, parse_skip
 from gpt2_lit.data.split import Range, split_tokens
-from gpt2_lit.data.windows import TokenWindows, Windows
-from gpt2_lit.errors import InvalidType, InvalidValue, real_number, true_or_false, whole_number
+from gpt2_lit.data.windows import IGNORED, TokenWindows, Windows
+from gpt2_lit.errors import InvalidType, InvalidValue, printable, real_number, true_or_false, whole_number
 from gpt2_lit.store.origins import Origin, Origins
 from gpt2_lit.store.prepare import Recipe
 from gpt2_lit.store.raw_ids import check_dtype
@@ -280,17 +281,14 @@ class GPTDataModule(LightningDataModule):
         return self._loader(_set_up(self.train_dataset), sampler, passes)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._evaluation_loader(self.val_dataset) if self.val_dataset else []
+        limit = self.trainer.limit_val_batches if self.trainer else None
+        return self._evaluation_loader(self.val_dataset, limit) if self.val_dataset else []
 
     def test_dataloader(self) -> DataLoader:
-        if self.test_dataset is None:
-            raise InvalidValue(
-                "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
-            )
-        return self._evaluation_loader(self.test_dataset)
+        return self._evaluation_loader(self._test_windows, self.trainer.limit_test_batches if self.trainer else None)
 
     def predict_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
+        return self._evaluation_loader(self._test_windows)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, in plain numbers and strings; empty before a training.
@@ -392,6 +390,24 @@ class GPTDataModule(LightningDataModule):
             *[("skip", ", ".join(map(str, self.skip)))][: len(self.skip)],
         ]
 
+    def preview(self, num_windows: int = 3) -> None:
+        """Print the first windows of training as text, each with the token that follows it; nothing else changes.
+
+        Example:
+            >>> data = GPTDataModule.from_text("the cat sat on the mat " * 9, tokenizer="words", context_size=4)
+            >>> data.preview(2)
+            window 3: 'the cat sat on' -> 'the'
+            window 2: 'sat on the mat' -> 'the'
+        """
+        if self.train_dataset is None:
+            self.setup("fit")
+        windows = _set_up(self.train_dataset)
+        for number in map(int, islice(chain.from_iterable(self.train_sampler()), num_windows)):
+            input_ids, target_ids = windows[number][:2]
+            last = target_ids[target_ids != IGNORED][-1:]
+            text, following = (self.tokenizer.decode(ids.tolist()) for ids in (input_ids, last))
+            print(printable(f"window {number:,}: {text!r} -> {following!r}"))
+
     def _datasets(self) -> dict[str, Windows]:
         splits = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
@@ -488,11 +504,23 @@ class GPTDataModule(LightningDataModule):
         loader.for_one_process = not self.trainer and sampler.num_replicas == 1
         return loader
 
-    def _evaluation_loader(self, dataset: Windows) -> DataLoader:
+    @property
+    def _test_windows(self) -> Windows:
+        if self.test_dataset is None:
+            raise InvalidValue(
+                "there is nothing to test on: data.val_fraction is 0 and there is no data.test_source. Set one of them."
+            )
+        return self.test_dataset
+
+    def _evaluation_loader(self, dataset: Windows, limit: int | float | None = None) -> DataLoader:
+        """All windows in reading order; or, to a limit of so many batches, windows spread evenly over all."""
         rank, world_size = self._rank_and_world_size
-        sampler = WindowSampler(
-            len(dataset), self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
-        )
+        total = kept = len(dataset)
+        if limit and isinstance(limit, int):
+            kept = min(total, limit * self.batch_size * world_size)
+        sampler = WindowSampler(kept, self.batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size)
+        if kept < total:
+            sampler.permute = lambda positions, *_: positions * total // kept
         return self._loader(dataset, sampler)
 
     @property

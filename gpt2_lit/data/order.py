@@ -298,10 +298,12 @@ class WindowSampler(DistributedSampler):
         """Raise an InvalidValue if there are too few windows for one full batch."""
         if not len(self):
             or_keep_it = ", or set data.drop_last to false" if self.num_replicas == 1 else ""
+            num_windows = self.num_windows - len(self.left_out.windows)
+            at_most = f" to at most {num_windows // self.num_replicas}" if num_windows >= self.num_replicas else ""
             raise InvalidValue(
                 f"too few windows for one full batch: {self.num_replicas} x batch_size {self.batch_size} windows, and "
-                f"the train split has {self.num_windows - len(self.left_out.windows)}. Lower data.batch_size or "
-                f"data.stride{or_keep_it}."
+                f"the train split has {num_windows}. Lower data.batch_size{at_most}, data.stride or data.context_size"
+                f"{or_keep_it}."
             )
 
     def after(self, position: Position, num_batches: int) -> Position:

@@ -48,7 +48,7 @@ def split_tokens(
     window = context_size + 1
     val_tokens = max(round(num_tokens * val_fraction), window) if val_fraction else 0
     if num_tokens - val_tokens < window:
-        raise _too_short(num_tokens, val_tokens, window)
+        raise _too_short(num_tokens, val_tokens, window, val_fraction)
     if not val_tokens:
         return Split([Range(0, num_tokens)], [])
 
@@ -86,10 +86,13 @@ def _choose(num_slots: int, num_chosen: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def _too_short(num_tokens: int, val_tokens: int, window: int) -> InvalidValue:
+def _too_short(num_tokens: int, val_tokens: int, window: int, val_fraction: float) -> InvalidValue:
     val_part = f" and {val_tokens} for val" if val_tokens else ""
+    # A window needs one token more; train and val need one each, or train what val leaves.
+    largest = min(num_tokens // 2, num_tokens - round(num_tokens * val_fraction)) - 1 if val_tokens else num_tokens - 1
+    lower = f"Lower data.context_size to at most {largest}" if largest > 0 else "Lower data.context_size"
     return InvalidValue(
         f"the text is too short: one window needs context_size + 1 = {window} tokens in train{val_part}, "
-        f"and the text has {num_tokens}. Lower data.context_size{' or data.val_fraction' * bool(val_tokens)}, "
+        f"and the text has {num_tokens}. {lower}{', or data.val_fraction' * bool(val_tokens)}, "
         "or give more text."
     )

@@ -179,9 +179,10 @@ class TokenWindows(Windows):
     def _too_short(self, name: str) -> InvalidValue:
         lengths = [piece.num_tokens for piece in _pieces(self.ranges, self.tokens.segments)]
         pieces = f" in {len(lengths)} pieces of at most {max(lengths)}" if len(lengths) > 1 else ""
+        at_most = f" to at most {max(lengths) - 1}" if max(lengths, default=0) > 1 else ""
         return InvalidValue(
             f"{name} is too short: one window needs context_size + 1 = {self.context_size + 1} tokens, and it has "
-            f"{self.num_tokens}{pieces}. Lower context_size or give more text."
+            f"{self.num_tokens}{pieces}. Lower context_size{at_most} or give more text."
         )
 
 

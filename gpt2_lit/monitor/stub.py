@@ -50,7 +50,8 @@ class EmbeddingStub(LightningModule):
         init: gpt2 (normal with a standard deviation of 0.02 for tokens and 0.01 for positions), or normal (PyTorch's
             default for an embedding, a standard deviation of 1).
         backbone: Any module that maps vectors (B, T, D) to vectors (B, T, D), by its import path. None is no module.
-            If its forward has an argument document_ids or position_ids, it gets those of batches that have them.
+            If its forward has an argument document_ids or position_ids, it gets those of batches that have them. On the
+            command line, one that takes embed_dim or context_size gets those of the model and the data.
         optimizer: Class of the optimizer, by its import path or name in torch.optim; its arguments (learning rate,
             weight decay) are options below it. In Python: a function from parameters to an optimizer.
         pad_vocab_to_multiple_of: Rows without a token are added to the token table until their number is a multiple of
@@ -168,7 +169,11 @@ class EmbeddingStub(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = self.parameters()
-        optimizer = self.optimizer(parameters if self.weight_decay_on == "all" else decay_groups(parameters))
+        groups = parameters if self.weight_decay_on == "all" else decay_groups(parameters)
+        try:
+            optimizer = self.optimizer(groups)
+        except (TypeError, ValueError) as error:  # a learning rate below 0, for one
+            raise InvalidValue(f"model.optimizer: {error}. Set its arguments, like model.optimizer.lr.") from error
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
@@ -216,7 +221,12 @@ class EmbeddingStub(LightningModule):
         self._check_groups(checkpoint)
 
     def _hidden(self, vectors: Float[Tensor, "B T D"], batch: Sequence[Tensor] = ()) -> Float[Tensor, "B T D"]:
-        hidden = self.backbone(vectors, **_documents_for(self.backbone, batch))
+        try:
+            hidden = self.backbone(vectors, **_documents_for(self.backbone, batch))
+        except Exception as error:
+            backbone = f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}"
+            error.add_note(f"model.backbone: {backbone} raised this, given vectors (B, T, D) = {tuple(vectors.shape)}.")
+            raise
         if getattr(hidden, "shape", None) != vectors.shape:
             raise _wrong_shape(self.backbone, vectors, hidden)
         return hidden
