@@ -86,7 +86,9 @@ def main() -> None:
     now = counted()
     if "--write" in sys.argv:
         lines = [f'"{name}" = {number}' for name, number in now.items()]
-        ON_FILE.write_text("\n".join(["# Instructions of each hot path; make instructions compares.", *lines, ""]), encoding="utf-8")
+        ON_FILE.write_text(
+            "\n".join(["# Instructions of each hot path; make instructions compares.", *lines, ""]), encoding="utf-8"
+        )
         return
     slower = [
         f"{name}: {before[name]:,} -> {now[name]:,}" for name in now if now[name] > before[name] * (1 + TOLERANCE)
