@@ -485,7 +485,6 @@ def test_a_test_source_that_is_too_short_is_an_error_with_the_numbers(words, tmp
         ({"max_unpacked": float("nan")}, "max_unpacked must be above 0, got nan"),
         ({"document_separator": ""}, "document_separator must not be empty. Set data.document_separator"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Set data.vocab_size"),
-        ({"token_dtype": "float32"}, "token_dtype must be one of uint8, uint16, uint32, uint64, got 'float32'"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, got nan"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_class_path_may_name_a_module_of_the_directory_and_no_other_file_of_it
     options = ["fit", *SMALL, "--trainer.max_steps=1", "--model.backbone", "my_module.Blocks"]
     done = call("gpt2-lit", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "  gpt2-lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in done.stdout
+    assert "\ngpt2-lit fit --ckpt_path logs/version_0/checkpoints/last.ckpt" in done.stdout
     assert sorted(path.name for path in tmp_path.glob("[!_]*")) == ["logs", *files]
 
 
