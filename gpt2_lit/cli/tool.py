@@ -363,11 +363,13 @@ def neighbours(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """write the weights of a checkpoint as a safetensors file, or its tables as a Parquet file for a viewer
+    """write weights as a safetensors file, or tables as Parquet for a viewer
+
+    Parquet has a row for each token: text, count, norm, neighbours, vectors.
 
     examples:
       gpt2-lit export best embedding.safetensors
-      gpt2-lit export best embedding.parquet     tokens, counts, norms, neighbours, vectors: for Embedding Atlas
+      gpt2-lit export best embedding.parquet         for Embedding Atlas
     """
     from gpt2_lit.embedding.pretrained import read_weights, write_weights
 
