@@ -73,6 +73,12 @@ def test_a_resumed_run_does_not_repeat_the_validation_at_its_former_end(
     assert [step for step, _ in run["val/loss"]] == [0, 2, 5]
 
 
+def test_a_resumed_run_is_not_validated_before_its_first_step(here: Callable[..., str], tmp_path: Path) -> None:
+    here("fit", *SMALL, "--trainer.max_epochs=1")
+    here("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert [step for step, _ in logged(tmp_path / "logs/version_0")["val/loss"]] == [0, 11, 23]
+
+
 def test_a_start_without_a_validation_may_be_asked_for(here: Callable[..., str], tmp_path: Path) -> None:
     printed = here("fit", *SMALL, "--trainer.max_steps=1", "--trainer.num_sanity_val_steps=0")
     assert "val at  after each epoch and the end;" in printed

@@ -39,7 +39,7 @@ class RunValidation(Callback):
         if not self.limit_is_given and not getattr(trainer, "overfit_batches", 0):
             trainer.limit_val_batches = NUM_BATCHES
         if not self.start_is_given:
-            trainer.num_sanity_val_steps = float("inf")
+            trainer.num_sanity_val_steps = 0 if trainer.ckpt_path else float("inf")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put its values on the curves: it is the validation before the first step."""
