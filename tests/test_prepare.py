@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -675,7 +676,8 @@ def stop_after(corpus: Path, store: Path, num_more: int, how: str) -> str | None
     if how != "a worker":
         process.send_signal(how)
     elif workers:  # else it had nothing left to do
-        os.kill(random.choice(workers), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended, with the last shard
+            os.kill(random.choice(workers), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     wait_until(lambda: not any(map(is_alive, workers)))
     if process.returncode == 0:
