@@ -347,6 +347,8 @@ epochs = [[step(inputs) for inputs, _ in train] for _ in range(2)]
 of_val = [inputs[:, 0].tolist() for inputs, _ in val]
 sums = before, model.token_embedding.weight.sum().item()
 (folder / f"windows-{fabric.global_rank}").write_text(json.dumps([*epochs, of_val, sums]))
+fabric.barrier()
+torch.distributed.destroy_process_group()  # else its threads may abort the process at its end
 """
 
 
