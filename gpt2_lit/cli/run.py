@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
@@ -21,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lit.cli.signals import StopSignals
+from gpt2_lit.embedding.pretrained import read_checkpoint
 from gpt2_lit.errors import DISK_ERRORS, FileError, InvalidValue, MissingFile, without_secrets
 from gpt2_lit.lightning_private import (
     before_validation,
@@ -408,8 +408,7 @@ def _described(checkpoint: Path) -> str:
     """A checkpoint with its step and age."""
     age = _age(checkpoint.stat().st_mtime)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
-        return f"{checkpoint} (step {state['global_step']:,}, {age})"
+        return f"{checkpoint} (step {read_checkpoint(checkpoint)['global_step']:,}, {age})"
     except Exception:  # who reads all of it tells what is wrong with it
         return f"{checkpoint} ({age})"
 

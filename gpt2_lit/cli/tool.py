@@ -328,9 +328,11 @@ def neighbours(options: argparse.Namespace) -> None:
       gpt2-lit neighbours last rain book
       gpt2-lit neighbours openai-community/gpt2 Paris --num 5
     """
+    import torch
     import torch.nn.functional as F
 
     from gpt2_lit.embedding.pretrained import read_tables
+    from gpt2_lit.monitor.atlas import most_similar
 
     path = _checkpoint(options.checkpoint)
     tokenizer = _tokenizer_of(path)
@@ -342,12 +344,10 @@ def neighbours(options: argparse.Namespace) -> None:
                 raise InvalidValue(
                     f"{path} has {len(table):,} tokens, and {word!r} is number {token_id} of the tokenizer."
                 )
-            similarity = table @ table[token_id]
-            similarity[token_id] = -2.0  # below any other: a token is not its own neighbour
-            best = similarity.topk(min(options.num, len(table) - 1))
+            cosines, others = most_similar(table, torch.tensor([token_id]), options.num)
             nearest = [
                 {"id": i, "text": tokenizer.decode([i]), "cosine": round(cosine, 4)}
-                for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                for i, cosine in zip(others[0].tolist(), cosines[0].tolist(), strict=True)
             ]
             found.append({"word": word, "id": token_id, "text": tokenizer.decode([token_id]), "neighbours": nearest})
     if options.json:

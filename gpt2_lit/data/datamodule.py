@@ -349,13 +349,13 @@ class GPTDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """What was read and how it is cut, on a few lines."""
-        return "\n".join(f"  {label:<7} {text}" for label, text in self._summary())
+        return _lines(self._summary())
 
     def __str__(self) -> str:
         return repr(self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}\n" + "\n".join(f"  {label:<7} {text}" for label, text in self._shown())
+        return f"{type(self).__name__}\n{_lines(self._shown())}"
 
     def _repr_html_(self) -> str:
         rows = (f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in self._shown())
@@ -552,6 +552,10 @@ class GPTDataModule(LightningDataModule):
             **dataset.identity,
         }
         return DataIdentity(values, Skip(self.skip, dataset, sampler), self.continue_with_other_data)
+
+
+def _lines(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"  {label:<7} {text}" for label, text in rows)
 
 
 def _looked_up(source: Source) -> Source:

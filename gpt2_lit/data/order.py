@@ -50,24 +50,7 @@ def permute_in_blocks(
         >>> permute_in_blocks(np.arange(10), num_windows=10, seed=42, epoch=0).tolist()
         [6, 2, 5, 1, 0, 8, 9, 4, 3, 7]
     """
-    num_blocks = num_windows // BLOCK_WINDOWS
-    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
-    group_windows = GROUP_BLOCKS * BLOCK_WINDOWS
-    windows = np.empty_like(positions)
-    groups = positions // group_windows
-    for group in np.unique(groups).tolist():
-        start = group * group_windows
-        # The rest after the last whole block goes with the last group.
-        stop = min(start + group_windows, num_windows)
-        of_group = groups == group
-        windows[of_group] = start + _permute(
-            positions[of_group] - start, stop - start, _keys(seed, epoch, _GROUP, group)
-        )
-    slots = windows // BLOCK_WINDOWS
-    whole = slots < num_blocks
-    blocks = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
-    windows[whole] += (blocks - slots[whole]) * BLOCK_WINDOWS
-    return (windows + first) % num_windows
+    return _in_blocks(positions, num_windows, seed, epoch, BLOCK_WINDOWS, GROUP_BLOCKS)
 
 
 def permute_near(
@@ -81,20 +64,7 @@ def permute_near(
         >>> permute_near(np.arange(20), num_windows=20, seed=42, epoch=0).tolist()
         [16, 2, 15, 1, 0, 18, 19, 17, 8, 4, 10, 3, 9, 5, 7, 6, 12, 14, 11, 13]
     """
-    block = min(max(num_windows // 16, 8), BLOCK_WINDOWS)
-    num_blocks = num_windows // block
-    slots = positions // block
-    blocks = slots.copy()
-    whole = slots < num_blocks  # the rest after the last whole block comes last
-    blocks[whole] = _permute(slots[whole], num_blocks, _keys(seed, epoch, _BLOCKS))
-    windows = np.empty_like(positions)
-    for slot in np.unique(slots).tolist():
-        start = slot * block
-        of_slot = slots == slot
-        size = min(block, num_windows - start)
-        windows[of_slot] = _permute(positions[of_slot] - start, size, _keys(seed, epoch, _GROUP, slot))
-    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
-    return (windows + blocks * block + first) % num_windows
+    return _in_blocks(positions, num_windows, seed, epoch, _near_block(num_windows), 1)
 
 
 def positions_of(windows: Int64[np.ndarray, " B"], num_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " B"]:
@@ -116,22 +86,7 @@ def positions_in_blocks(
         >>> positions_in_blocks(np.array([6, 2, 7]), num_windows=10, seed=42, epoch=0).tolist()
         [0, 1, 9]
     """
-    num_blocks = num_windows // BLOCK_WINDOWS
-    first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
-    positions = (windows - first) % num_windows
-    blocks = positions // BLOCK_WINDOWS
-    whole = blocks < num_blocks
-    slots = _permute(blocks[whole], num_blocks, _keys(seed, epoch, _BLOCKS), backwards=True)
-    positions[whole] += (slots - blocks[whole]) * BLOCK_WINDOWS
-    group_windows = GROUP_BLOCKS * BLOCK_WINDOWS
-    groups = positions // group_windows
-    for group in np.unique(groups).tolist():
-        start = group * group_windows
-        stop = min(start + group_windows, num_windows)
-        of_group = groups == group
-        keys = _keys(seed, epoch, _GROUP, group)
-        positions[of_group] = start + _permute(positions[of_group] - start, stop - start, keys, backwards=True)
-    return positions
+    return _in_blocks(windows, num_windows, seed, epoch, BLOCK_WINDOWS, GROUP_BLOCKS, backwards=True)
 
 
 def positions_near(
@@ -143,22 +98,48 @@ def positions_near(
         >>> positions_near(np.array([16, 2, 13]), num_windows=20, seed=42, epoch=0).tolist()
         [0, 1, 19]
     """
-    block = min(max(num_windows // 16, 8), BLOCK_WINDOWS)
-    num_blocks = num_windows // block
+    return _in_blocks(windows, num_windows, seed, epoch, _near_block(num_windows), 1, backwards=True)
+
+
+def _near_block(num_windows: int) -> int:
+    return min(max(num_windows // 16, 8), BLOCK_WINDOWS)
+
+
+def _in_blocks(
+    numbers: np.ndarray, num_windows: int, seed: int, epoch: int, block: int, group: int, backwards: bool = False
+) -> np.ndarray:
+    """Permute within groups of blocks, then whole blocks, then begin at another window; backwards undoes all of it."""
     first = int(_keys(seed, epoch, _FIRST)[0] % np.uint64(num_windows))
-    positions = (windows - first) % num_windows
-    blocks = positions // block
-    slots = blocks.copy()
-    whole = blocks < num_blocks
-    slots[whole] = _permute(blocks[whole], num_blocks, _keys(seed, epoch, _BLOCKS), backwards=True)
-    for slot in np.unique(slots).tolist():
-        start = slot * block
-        of_slot = slots == slot
-        size = min(block, num_windows - start)
-        keys = _keys(seed, epoch, _GROUP, slot)
-        within = positions[of_slot] - blocks[of_slot] * block
-        positions[of_slot] = start + _permute(within, size, keys, backwards=True)
-    return positions
+    if backwards:
+        moved = _move_blocks((numbers - first) % num_windows, num_windows, seed, epoch, block, backwards)
+        return _within_groups(moved, num_windows, seed, epoch, group * block, backwards)
+    windows = _within_groups(numbers, num_windows, seed, epoch, group * block, backwards)
+    return (_move_blocks(windows, num_windows, seed, epoch, block, backwards) + first) % num_windows
+
+
+def _within_groups(
+    numbers: np.ndarray, num_windows: int, seed: int, epoch: int, size: int, backwards: bool
+) -> np.ndarray:
+    permuted, groups = np.empty_like(numbers), numbers // size
+    for group in np.unique(groups).tolist():
+        start = group * size
+        # The rest after the last whole block goes with the last group.
+        stop = min(start + size, num_windows)
+        of_group = groups == group
+        keys = _keys(seed, epoch, _GROUP, group)
+        permuted[of_group] = start + _permute(numbers[of_group] - start, stop - start, keys, backwards)
+    return permuted
+
+
+def _move_blocks(
+    numbers: np.ndarray, num_windows: int, seed: int, epoch: int, block: int, backwards: bool
+) -> np.ndarray:
+    num_blocks, blocks = num_windows // block, numbers // block
+    whole = blocks < num_blocks  # the rest after them stays where it is
+    moved = numbers.copy()
+    places = _permute(blocks[whole], num_blocks, _keys(seed, epoch, _BLOCKS), backwards)
+    moved[whole] += (places - blocks[whole]) * block
+    return moved
 
 
 def _keys(*what: int) -> np.ndarray:

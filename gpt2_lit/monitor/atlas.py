@@ -65,11 +65,18 @@ def nearest(table: Float[Tensor, "N D"], first_row: int = 0) -> list[dict[str, A
         {'ids': [2, 1], 'distances': [0.0, 1.0]}
     """
     directions, found = F.normalize(table.float(), dim=-1), []
-    for start in range(0, len(table), ROWS_AT_ONCE):
-        similarity = directions[start : start + ROWS_AT_ONCE] @ directions.T
-        rows = torch.arange(len(similarity))
-        similarity[rows, start + rows] = -2.0  # below any other: a row is not its own neighbour
-        best = similarity.topk(min(NUM_NEIGHBOURS, len(table) - 1))
-        ids, distances = (best.indices + first_row).tolist(), (1 - best.values).tolist()
+    for rows in torch.arange(len(table)).split(ROWS_AT_ONCE):
+        cosines, others = most_similar(directions, rows, NUM_NEIGHBOURS)
+        ids, distances = (others + first_row).tolist(), (1 - cosines).tolist()
         found += [{"ids": i, "distances": d} for i, d in zip(ids, distances, strict=True)]
     return found
+
+
+def most_similar(
+    directions: Float[Tensor, "N D"], rows: Int64[Tensor, " R"], num: int
+) -> tuple[Float[Tensor, "R _"], Int64[Tensor, "R _"]]:
+    """For each of some rows of length 1 the highest cosines, and the numbers of the other rows that have them."""
+    similarity = directions[rows] @ directions.T
+    similarity[torch.arange(len(rows)), rows] = -2.0  # below any other: a row is not its own neighbour
+    best = similarity.topk(min(num, len(directions) - 1))
+    return best.values, best.indices

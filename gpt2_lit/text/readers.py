@@ -184,10 +184,7 @@ def read_pieces(
     documents = form.documents or (_separated_documents if options.document_separator else None)
     try:
         if options.records:
-            take = partial(record_texts, options=options.records, cut_before=cut_before)
-            if form.records is None:
-                raise _without_records(file)
-            for texts in form.records(file, options, start, stop, take):
+            for texts in _texts_of_records(file, options, options.records, start, stop, cut_before):
                 yield from (Piece(text, True) for text in texts)
         elif documents is None:
             yield from _texts(file, options, _gaps(cut_before), start, stop)
@@ -235,9 +232,7 @@ def _document_counts(file: SourceFile, options: TextOptions, start: int, stop: i
     """How many documents each line, row or record of a range gives."""
     form = format_of(file.path)
     if options.records:
-        assert form.records, "they were read"
-        take = partial(record_texts, options=options.records, cut_before=cut_before)
-        return map(len, form.records(file, options, start, stop, take))
+        return map(len, _texts_of_records(file, options, options.records, start, stop, cut_before))
     assert form.documents, "it is not plain text"
     texts = form.documents(file, options, start, stop)
     return (sum(piece.ends_document for piece in pieces_of_text(text, options, cut_before)) for text in texts)
@@ -307,6 +302,16 @@ def record_texts(record: Any, options: RecordOptions, cut_before: str) -> list[s
         if options.incomplete == "refuse":
             raise
         return [""]
+
+
+def _texts_of_records(
+    file: SourceFile, options: TextOptions, records: RecordOptions, start: int, stop: int, cut_before: str
+) -> Iterator[list[str]]:
+    """Those of each record of a range."""
+    form = format_of(file.path)
+    if form.records is None:
+        raise _without_records(file)
+    return form.records(file, options, start, stop, partial(record_texts, options=records, cut_before=cut_before))
 
 
 def _without_records(file: SourceFile) -> InvalidValue:
