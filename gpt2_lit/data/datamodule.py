@@ -237,12 +237,11 @@ class GPTDataModule(LightningDataModule):
         if stage in ("fit", "validate") and self.val_dataset is None:
             self._skip_validation(stage)
         if self.trainer and stage == "fit":
-            sampler = self._train_sampler
-            sampler.check_batches()
+            identity = self._identity
+            identity.skip.sampler.check_batches()
             if self._progress is None:
-                identity = self._identity_of(sampler)
                 identity.check_ranks()
-                self._progress_of_last_fit = follow(self.trainer, sampler, identity)
+                self._progress_of_last_fit = follow(self.trainer, identity.skip.sampler, identity)
         if stage in ("test", "predict", None) and self.test_dataset is None:
             if self.test_source is None:
                 self.test_dataset = self.val_dataset
@@ -259,24 +258,14 @@ class GPTDataModule(LightningDataModule):
 
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> WindowSampler:
         """The order of training, of which each of several processes has a share."""
-        dataset = _set_up(self.train_dataset)
-        sampler = WindowSampler(
-            len(dataset),
-            self.batch_size,
-            self.seed,
-            self.shuffle,
-            self.drop_last or world_size > 1,
-            rank,
-            world_size,
-        )
-        Skip(self.skip, dataset, sampler)
-        return sampler
+        return self._new_identity(rank, world_size).skip.sampler
 
     def train_dataloader(self) -> DataLoader:
         """Batches of training windows. Without a Trainer each loader begins with epoch 0, or where a state was."""
-        sampler = self._train_sampler
+        identity = self._identity
+        sampler = identity.skip.sampler
         sampler.check_batches()
-        passes = None if self.trainer else self._new_passes(sampler)
+        passes = None if self.trainer else self._new_passes(identity)
         self._passes = self._passes or passes
         return self._loader(_set_up(self.train_dataset), sampler, passes)
 
@@ -309,16 +298,17 @@ class GPTDataModule(LightningDataModule):
         if self._passes and state_dict:
             self._passes.restore(state_dict)
         elif self.train_dataset is not None and not self.continue_with_other_data:
-            self._new_passes(self._train_sampler)  # refuses a state of other data
+            self._new_passes(self._identity)  # refuses a state of other data
 
     def windows_of_step(
         self, step: int, rank: int = 0, world_size: int = 1, state: Mapping[str, Any] | None = None
     ) -> StepWindows:
         """What one of the processes trains on at a step; with a checkpoint's ``state``, what its training did."""
-        sampler = self.train_sampler(rank, world_size)
+        identity = self._new_identity(rank, world_size)
+        sampler = identity.skip.sampler
         segment = Segment(0, 0, 0, sampler.global_batch, len(self.skip))
         if state:
-            segment = self._identity_of(sampler).segment_of(state, step)
+            segment = identity.segment_of(state, step)
             sampler.batch_size, rest = divmod(segment.global_batch, world_size)
             if rest:
                 raise InvalidValue(
@@ -482,8 +472,8 @@ class GPTDataModule(LightningDataModule):
                 "data.context_size or join the files."
             )
 
-    def _new_passes(self, sampler: WindowSampler) -> Passes:
-        passes = Passes(sampler, self._identity_of(sampler), self._train_on)
+    def _new_passes(self, identity: DataIdentity) -> Passes:
+        passes = Passes(identity.skip.sampler, identity, self._train_on)
         if self._state_to_resume:
             passes.restore(self._state_to_resume)
         return passes
@@ -535,13 +525,26 @@ class GPTDataModule(LightningDataModule):
 
     @property
     def _train_sampler(self) -> WindowSampler:
-        """One for all passes of a trainer; without a trainer a new one, which begins with the first epoch."""
-        return self._progress.sampler if self._progress else self.train_sampler(*self._rank_and_world_size)
+        return self._identity.skip.sampler
 
-    def _identity_of(self, sampler: WindowSampler) -> DataIdentity:
-        """What a position in the data refers to. The batch size may change."""
+    @property
+    def _identity(self) -> DataIdentity:
+        """One for all passes of a trainer; without a trainer a new one, which begins with the first epoch."""
+        return self._progress.identity if self._progress else self._new_identity(*self._rank_and_world_size)
+
+    def _new_identity(self, rank: int, world_size: int) -> DataIdentity:
+        """What a position in the data refers to, with its order. The batch size may change."""
         dataset = _set_up(self.train_dataset)
         assert self.store is not None
+        sampler = WindowSampler(
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+            self.drop_last or world_size > 1,
+            rank,
+            world_size,
+        )
         values = {
             "order_version": ORDER_VERSION,
             "windows": len(dataset),
